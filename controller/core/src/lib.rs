@@ -1,1 +1,7 @@
-//! Placeholder.
+//! What Berth decides: facts in, plan, next step and status out. Pure functions of data: no I/O, no clock, no randomness.
+//! The two ports ([`server::Server`], [`records::Records`]) are the only asynchronous things here, and only declared.
+#![deny(missing_docs)]
+
+pub mod model;
+pub mod records;
+pub mod server;

@@ -1,0 +1,256 @@
+//! The port to one Incus or LXD server (or cluster): what the decisions need, and no more. One implementor speaks HTTP,
+//! one is simulated. Every call returns quickly but [`Server::wait`]; long work is an operation.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures::stream::BoxStream;
+use secrecy::SecretString;
+
+use crate::model::{Change, Definition, Fresh, Instance, InstanceKind, InstanceRef, ServerFacts, Snapshot};
+
+/// Result of a call to a server.
+pub type Result<T> = std::result::Result<T, ServerError>;
+
+/// What kind of failure a call to a server had: what the decisions branch on (never on the message).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum FailureKind {
+    /// The thing does not exist.
+    NotFound,
+    /// The name is taken.
+    AlreadyExists,
+    /// `If-Match` did not match: somebody else changed it meanwhile.
+    Changed,
+    /// The server is doing something else with the instance.
+    Busy,
+    /// The server understood and will not do it.
+    Refused,
+    /// The server does not trust our certificate, or it may not do this.
+    NotTrusted,
+    /// The server's certificate is not the pinned one.
+    CertificateMismatch,
+    /// No connection: the request was not carried out.
+    Unreachable,
+    /// The connection was lost or a deadline passed: it may or may not have been carried out.
+    Unknown,
+    /// The answer was not understood.
+    Protocol,
+}
+
+/// A failed call: what was attempted on what, and what the server said.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{attempted}: {message}")]
+pub struct ServerError {
+    /// The kind.
+    pub kind: FailureKind,
+    /// What was attempted on what, for example `stop shop/web-1 on rack-a`.
+    pub attempted: String,
+    /// The server's own words, or ours where it had none. Never a secret.
+    pub message: String,
+}
+
+impl ServerError {
+    /// A failure of `kind` while `attempted`, with the server's `message`.
+    pub fn new(kind: FailureKind, attempted: impl Into<String>, message: impl Into<String>) -> Self {
+        Self { kind, attempted: attempted.into(), message: message.into() }
+    }
+
+    /// Whether the daemon or the link failed, rather than the request being refused.
+    pub fn is_transient(&self) -> bool {
+        matches!(self.kind, FailureKind::Unreachable | FailureKind::Unknown | FailureKind::Busy | FailureKind::Changed)
+    }
+}
+
+/// Id of a background operation on one server.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct OperationId(pub String);
+
+impl fmt::Display for OperationId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// How a background operation stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum OperationState {
+    /// It runs.
+    Running,
+    /// It ended well.
+    Succeeded,
+    /// It ended badly, with the server's words.
+    Failed(String),
+    /// The server does not know it (any more): ended over five seconds ago, or lost with a restart.
+    Gone,
+}
+
+/// One running operation in a server's list.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Operation {
+    /// Its id.
+    pub id: OperationId,
+    /// The server's description (`Creating instance`, …).
+    pub description: String,
+    /// The instances it names.
+    pub instances: Vec<InstanceRef>,
+    /// Progress, as far as the server tells: bytes done so far and bytes per second.
+    pub progress: Option<Progress>,
+}
+
+/// Progress of a transfer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// Bytes moved so far.
+    pub bytes: i64,
+    /// Bytes per second.
+    pub bytes_per_second: i64,
+    /// Percent, where the server tells it.
+    pub percent: Option<i32>,
+}
+
+/// One end of a migration that waits for the other end: operation and secrets.
+#[derive(Clone, Debug)]
+pub struct Channel {
+    /// The operation on the server that waits.
+    pub operation: OperationId,
+    /// The secrets by name (`control`, `fs`, `criu`). Credentials: never shown, never stored.
+    pub secrets: BTreeMap<String, SecretString>,
+}
+
+/// How one server reaches the end that waits on the other one.
+#[derive(Clone, Debug)]
+pub struct Peer {
+    /// `https://host:port` under which the other server is reached.
+    pub address: String,
+    /// Its certificate, PEM.
+    pub certificate: String,
+    /// The waiting end.
+    pub channel: Channel,
+}
+
+/// What the source's end of a migration is to do.
+#[derive(Clone, Debug)]
+pub struct OfferRequest {
+    /// Move the running state, too.
+    pub live: bool,
+    /// Leave the snapshots behind.
+    pub instance_only: bool,
+    /// `Some`: push to that peer. `None`: wait for a peer (pull, relay).
+    pub push_to: Option<Peer>,
+}
+
+/// What the target's end of a migration is to do.
+#[derive(Clone, Debug)]
+pub struct AcceptRequest {
+    /// Project and name of the copy.
+    pub at: InstanceRef,
+    /// Container or virtual machine.
+    pub kind: InstanceKind,
+    /// The whole definition of the copy.
+    pub definition: Definition,
+    /// Cluster member, or `@group`; `None` leaves it to the server.
+    pub member: Option<String>,
+    /// Receive the running state, too.
+    pub live: bool,
+    /// Without snapshots.
+    pub instance_only: bool,
+    /// Bring an existing copy up to date instead of making one.
+    pub refresh: bool,
+    /// `Some`: pull from that peer. `None`: wait for a peer (push, relay).
+    pub pull_from: Option<Peer>,
+}
+
+/// A move inside one server or cluster. Everything that is `None` stays as it is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Relocation {
+    /// Cluster member, or `@group`.
+    pub member: Option<String>,
+    /// Storage pool of the root disk.
+    pub pool: Option<String>,
+    /// Project.
+    pub project: Option<String>,
+    /// New name.
+    pub name: Option<String>,
+    /// Move the running state, too.
+    pub live: bool,
+    /// Leave the snapshots behind.
+    pub instance_only: bool,
+}
+
+/// A change of power state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PowerAction {
+    /// Start; with `stateful` from its saved state.
+    Start {
+        /// Resume the saved running state.
+        stateful: bool,
+    },
+    /// Ask the guest to stop and wait that long (never zero: zero kills).
+    Stop {
+        /// How long the guest has.
+        timeout: Duration,
+    },
+    /// Stop without asking the guest.
+    ForceStop,
+}
+
+/// A hint from a server's event stream: something changed, look again. Never a fact.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ServerEvent {
+    /// Something about that instance changed.
+    Instance {
+        /// Which.
+        at: InstanceRef,
+        /// What, in the server's word (`instance-started`, …).
+        action: String,
+        /// Fingerprint of the certificate that asked for it, where the server tells.
+        requestor: Option<String>,
+    },
+    /// An operation changed (progress, end).
+    Operation(Operation, OperationState),
+    /// Members, pools, projects, profiles or networks changed.
+    Facts,
+}
+
+/// One server, or one cluster behind one address.
+///
+/// Writes are never retried here: the protocol decides what to do after a failure.
+#[async_trait]
+pub trait Server: Send + Sync {
+    /// Everything the server is and has.
+    async fn facts(&self) -> Result<ServerFacts>;
+    /// All instances of all projects in one list.
+    async fn inventory(&self) -> Result<Vec<Instance>>;
+    /// One instance, read afresh; `None` if the server says that it does not exist.
+    async fn instance(&self, at: &InstanceRef) -> Result<Option<Fresh>>;
+    /// The snapshots of one instance, oldest first.
+    async fn snapshots(&self, at: &InstanceRef) -> Result<Vec<Snapshot>>;
+    /// The operations that run now.
+    async fn operations(&self) -> Result<Vec<Operation>>;
+    /// Merges `change` into the instance if its entity tag still is `etag`.
+    async fn patch(&self, at: &InstanceRef, change: &Change, etag: &str) -> Result<()>;
+    /// Replaces the instance's definition if its entity tag still is `etag`; returns when it is done.
+    async fn put(&self, at: &InstanceRef, definition: &Definition, etag: &str) -> Result<()>;
+    /// Asks for a power state.
+    async fn set_power(&self, at: &InstanceRef, action: PowerAction) -> Result<OperationId>;
+    /// Takes a snapshot.
+    async fn snapshot(&self, at: &InstanceRef, name: &str) -> Result<OperationId>;
+    /// Opens the source's end of a migration.
+    async fn offer(&self, at: &InstanceRef, request: &OfferRequest) -> Result<Channel>;
+    /// Opens the target's end of a migration.
+    async fn accept(&self, request: &AcceptRequest) -> Result<Channel>;
+    /// Moves an instance inside the server or cluster.
+    async fn relocate(&self, at: &InstanceRef, to: &Relocation) -> Result<OperationId>;
+    /// Renames a stopped instance.
+    async fn rename(&self, at: &InstanceRef, name: &str) -> Result<OperationId>;
+    /// Deletes a stopped instance.
+    async fn remove(&self, at: &InstanceRef) -> Result<OperationId>;
+    /// Waits at most `timeout` for the end of an operation.
+    async fn wait(&self, operation: &OperationId, timeout: Duration) -> Result<OperationState>;
+    /// Cancels an operation.
+    async fn cancel(&self, operation: &OperationId) -> Result<()>;
+    /// The event stream; ends when the connection does.
+    async fn events(&self) -> Result<BoxStream<'static, ServerEvent>>;
+}
