@@ -1,0 +1,65 @@
+#!/bin/bash
+# inside.sh - the parts of the lab that run inside a node's namespaces. Started by nodes.sh, not by hand.
+#   enter NODE       stage 1, PID 1 of the node, still with the machine's /proc and /sys: join the node's cgroups
+#   settle NODE      stage 2, in the cgroup namespace: own mounts; then wait for ever
+#   daemon CMD...    join the node's cgroups from outside, raise limits, become the daemon
+set -u
+
+enter() {
+  local n=$1 h d c hostpid
+  mount --make-rprivate /
+  read -r hostpid _ </proc/self/stat # our pid as the machine sees it
+  for h in /sys/fs/cgroup/ /sys/fs/cgroup/*/; do
+    [ -e "$h/cgroup.procs" ] && [ "$(stat -f -c %T "$h")" != tmpfs ] || continue
+    case $h in /sys/fs/cgroup/) ;; *) [ -e /sys/fs/cgroup/cgroup.controllers ] && continue;; esac
+    mkdir -p "$h/$CG/$n"
+    if [ -e "$h/cpuset.cpus" ] && [ -e "$h/tasks" ]; then
+      for d in "$h/$CG" "$h/$CG/$n"; do cat "$h/cpuset.cpus" >"$d/cpuset.cpus"; cat "$h/cpuset.mems" >"$d/cpuset.mems"; done
+    elif [ -e "$h/cgroup.subtree_control" ]; then # a machine with cgroup 2 only: hand the controllers down
+      for d in "$h" "$h/$CG"; do for c in $(cat "$d/cgroup.controllers"); do echo "+$c" >"$d/cgroup.subtree_control"; done; done 2>/dev/null
+    fi
+    echo 0 >"$h/$CG/$n/cgroup.procs" || exit 1
+  done
+  echo "$hostpid" >"$LAB_DIR/$n.holder.tmp"
+  exec unshare --cgroup bash "$0" settle "$n"
+}
+settle() {
+  local n=$1 h f hier only_v2=0
+  [ -e /sys/fs/cgroup/cgroup.controllers ] && only_v2=1
+  hier=$(cd /sys/fs/cgroup && ls -d */ | tr -d /)
+  ip link set lo up; hostname "$n"
+  mount -t proc proc /proc; mount -t sysfs sysfs /sys
+  mount -t securityfs securityfs /sys/kernel/security 2>/dev/null
+  if [ $only_v2 = 1 ]; then mount -t cgroup2 cgroup2 /sys/fs/cgroup
+  else
+    mount -t tmpfs -o mode=755 tmpfs /sys/fs/cgroup
+    for h in $hier; do
+      mkdir -p "/sys/fs/cgroup/$h"
+      case $h in
+        unified) mount -t cgroup2 cgroup2 /sys/fs/cgroup/unified;;
+        systemd) mount -t cgroup -o none,name=systemd cgroup /sys/fs/cgroup/systemd;;
+        *) mount -t cgroup -o "$h" cgroup "/sys/fs/cgroup/$h";;
+      esac
+    done
+  fi
+  f=/var/lib/incus; [ "$KIND" = lxd ] && f=/var/lib/lxd # every server sees its data at the usual place
+  mkdir -p "$f" "$LAB_DIR/$n"; mount --bind "$LAB_DIR/$n" "$f"
+  # one id range for root: the packages incus and lxd each append a line, and two lines overlap, which makes
+  # every unprivileged start fail
+  echo "root:1000000:1000000000" >"$LAB_DIR/$n.subid"
+  for f in subuid subgid; do [ -e "/etc/$f" ] || touch "/etc/$f"; mount --bind "$LAB_DIR/$n.subid" "/etc/$f"; done
+  mv "$LAB_DIR/$n.holder.tmp" "$LAB_DIR/$n.holder"
+  while :; do sleep 3600 & wait $!; done # a shell reaps orphans
+}
+daemon() {
+  local p t c
+  for p in /sys/fs/cgroup/cgroup.procs /sys/fs/cgroup/*/cgroup.procs; do [ -e "$p" ] && echo 0 >"$p"; done 2>/dev/null
+  if [ -e /sys/fs/cgroup/cgroup.subtree_control ]; then # cgroup 2 only: the node's root must hold no process
+    mkdir -p /sys/fs/cgroup/init; for t in $(cat /sys/fs/cgroup/cgroup.procs); do echo "$t" >/sys/fs/cgroup/init/cgroup.procs; done 2>/dev/null
+    for c in $(cat /sys/fs/cgroup/cgroup.controllers); do echo "+$c" >/sys/fs/cgroup/cgroup.subtree_control; done 2>/dev/null
+  fi
+  ulimit -n 1048576 2>/dev/null || ulimit -n "$(ulimit -Hn)"
+  exec "$@"
+}
+main() { case $1 in enter) enter "$2";; settle) settle "$2";; daemon) shift; daemon "$@";; esac; }
+main "$@"
