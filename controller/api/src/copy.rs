@@ -1,0 +1,177 @@
+//! `InstanceCopy`: a second copy of an instance, kept elsewhere and refreshed. It is never started by this resource.
+
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::common::is_false;
+use crate::{Condition, GoDuration, OperationRef, Overrides, Snapshots, Target, Time, TransferMode, schema};
+
+/// What is copied, where to and how often.
+#[derive(CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[kube(
+    group = "berth.dev",
+    version = "v1alpha1",
+    kind = "InstanceCopy",
+    plural = "instancecopies",
+    shortname = "icopy",
+    category = "berth",
+    namespaced,
+    derive = "PartialEq",
+    status = "InstanceCopyStatus",
+    doc = "A second, stopped copy of an instance, kept on another server and refreshed.",
+    printcolumn(name = "Source", type_ = "string", json_path = ".status.source"),
+    printcolumn(name = "Target", type_ = "string", json_path = ".status.target"),
+    printcolumn(name = "Last-Refresh", type_ = "date", json_path = ".status.lastRefresh.finishedAt"),
+    printcolumn(name = "Duration", type_ = "string", json_path = ".status.lastRefresh.duration"),
+    printcolumn(
+        name = "Ready",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Ready\")].status"
+    ),
+    printcolumn(
+        name = "Reason",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Ready\")].reason"
+    ),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+)]
+#[serde(rename_all = "camelCase")]
+pub struct InstanceCopySpec {
+    /// What is copied: either `server` and `instance`, or `placement`. Cannot be changed later.
+    pub source: CopySource,
+    /// Where the copy is kept. `name` defaults to that of the source. Cannot be changed later.
+    pub target: Target,
+    /// How often the copy is refreshed. Absent: copied once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refresh: Option<Refresh>,
+    /// Include: snapshots are copied, too. Exclude: they are left out.
+    #[serde(default)]
+    pub snapshots: Snapshots,
+    /// Changes to the copy's configuration.
+    #[serde(default, skip_serializing_if = "Overrides::is_empty")]
+    pub overrides: Overrides,
+    /// Way of the data between servers: Pull, Push, Relay or Backup. Auto tries them in this order.
+    #[serde(default)]
+    pub transfer: TransferMode,
+    /// Do not refresh.
+    #[serde(default)]
+    pub suspend: bool,
+    /// What becomes of the copy when this object is deleted: Orphan leaves it, Delete deletes it.
+    #[serde(default)]
+    pub deletion_policy: DeletionPolicy,
+}
+
+/// What is copied: either `server` and `instance`, or `placement`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct CopySource {
+    /// Name of the InstanceServer that the source is on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 253))]
+    pub server: Option<String>,
+    /// Name of the source instance.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 63))]
+    pub instance: Option<String>,
+    /// Project of the source instance. Default: the project named default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 253))]
+    pub project: Option<String>,
+    /// Name of an InstancePlacement: its instance, wherever that lives now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 253))]
+    pub placement: Option<String>,
+}
+
+/// How often a copy is refreshed: either `interval` or `schedule`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Refresh {
+    /// Time between the starts of two refreshes, at least 1m. Excludes `schedule`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub interval: Option<GoDuration>,
+    /// When to refresh, in cron's five fields and UTC: minute, hour, day of month, month, day of week. Excludes `interval`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 128))]
+    pub schedule: Option<String>,
+    /// Leave out snapshots that are older than the newest one of the copy.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub exclude_older: bool,
+}
+
+/// What becomes of a copy when its object is deleted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum DeletionPolicy {
+    /// It stays.
+    #[default]
+    Orphan,
+    /// It is deleted.
+    Delete,
+}
+
+/// What became of the copy.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct InstanceCopyStatus {
+    /// The metadata.generation that this status was made for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// Ready always; Reconciling and Stalled only while true.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "schema::conditions")]
+    pub conditions: Vec<Condition>,
+    /// `volatile.uuid` of the copy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub uuid: Option<String>,
+    /// What is copied, in short: rack-a/db.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 512))]
+    pub source: Option<String>,
+    /// Where the copy is kept, in short: rack-b/db-standby.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 512))]
+    pub target: Option<String>,
+    /// The last refresh that was completed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_refresh: Option<RefreshRecord>,
+    /// When the next refresh is due.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_refresh: Option<Time>,
+    /// The copy's `last_used_at` after the last refresh. Another value later: somebody started it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub last_used_at: Option<String>,
+    /// Name of the copy until its first transfer is complete.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 63))]
+    pub incoming: Option<String>,
+    /// Operations that run on the servers for this copy.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16), extend("x-kubernetes-list-type" = "atomic"))]
+    pub operations: Vec<OperationRef>,
+    /// The last value of the annotation reconcile.fluxcd.io/requestedAt that was acted upon.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 1024))]
+    pub last_handled_reconcile_at: Option<String>,
+}
+
+/// A refresh that was completed.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RefreshRecord {
+    /// When it began.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub started_at: Option<Time>,
+    /// When it ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub finished_at: Option<Time>,
+    /// Bytes sent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
+    pub bytes: Option<i64>,
+    /// How long it took.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub duration: Option<GoDuration>,
+}

@@ -1,0 +1,605 @@
+//! `InstancePlacement`: where one instance should live.
+
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    Condition, Estimate, GoDuration, GuardPair, Location, Method, Overrides, Snapshots, Stop, Target, Time, Transfer,
+    TransferMode, present, schema,
+};
+
+/// Where one instance should live, and how it may be brought there.
+#[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[kube(
+    group = "berth.dev",
+    version = "v1alpha1",
+    kind = "InstancePlacement",
+    plural = "instanceplacements",
+    shortname = "iplace",
+    category = "berth",
+    namespaced,
+    derive = "PartialEq",
+    status = "InstancePlacementStatus",
+    doc = "Where one Incus or LXD instance should live. Deleting it never touches the instance.",
+    printcolumn(name = "Instance", type_ = "string", json_path = ".status.location.name"),
+    printcolumn(name = "Server", type_ = "string", json_path = ".status.location.server"),
+    printcolumn(name = "Target", type_ = "string", json_path = ".status.target"),
+    printcolumn(name = "Power", type_ = "string", json_path = ".status.instance.power"),
+    printcolumn(
+        name = "Ready",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Ready\")].status"
+    ),
+    printcolumn(
+        name = "Reason",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Ready\")].reason"
+    ),
+    printcolumn(name = "Move%", type_ = "integer", json_path = ".status.currentMove.percent"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    printcolumn(
+        name = "Member",
+        type_ = "string",
+        json_path = ".status.location.member",
+        priority = 1
+    ),
+    printcolumn(name = "Pool", type_ = "string", json_path = ".status.location.pool", priority = 1),
+    printcolumn(
+        name = "Method",
+        type_ = "string",
+        json_path = ".status.currentMove.method",
+        priority = 1
+    ),
+    printcolumn(
+        name = "Message",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Ready\")].message",
+        priority = 1
+    )
+)]
+#[serde(rename_all = "camelCase")]
+pub struct InstancePlacementSpec {
+    /// Which instance is meant. Its name and project cannot be changed later.
+    #[serde(default, skip_serializing_if = "InstanceRef::is_empty")]
+    pub instance: InstanceRef,
+    /// Where the instance should be. Only the server is required.
+    pub target: Target,
+    /// Preserve leaves the instance as it is, Running starts it, Stopped stops it.
+    #[serde(default)]
+    pub power_state: PowerState,
+    /// Allowed methods (Live, Warm, Cold), in order of preference. The first that is possible is used; `[Live]` means: never stop it.
+    #[serde(default = "default_methods")]
+    #[schemars(length(min = 1, max = 3), extend("x-kubernetes-list-type" = "atomic"))]
+    pub methods: Vec<Method>,
+    /// Try Live for containers, too. Few real containers survive CRIU.
+    #[serde(default)]
+    pub criu: bool,
+    /// Way of the data between servers: Pull, Push, Relay or Backup. Auto tries them in this order.
+    #[serde(default)]
+    pub transfer: TransferMode,
+    /// Include: snapshots travel with the instance. Exclude: they are left out, and deleted with the source.
+    #[serde(default)]
+    pub snapshots: Snapshots,
+    /// How the instance is stopped where that is needed.
+    #[serde(default)]
+    #[schemars(extend("default" = {"timeout": "60s", "force": false}))]
+    pub stop: Stop,
+    /// Limits of a Warm move.
+    #[serde(default)]
+    pub warm: Warm,
+    /// Limits of a Live move.
+    #[serde(default)]
+    pub live: Live,
+    /// A Warm or Cold move that is expected to stop the instance for longer than this waits and says so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_downtime: Option<GoDuration>,
+    /// A move that is not committed by then is undone.
+    #[serde(default = "default_timeout")]
+    #[schemars(extend("default" = "6h"))]
+    pub timeout: GoDuration,
+    /// Changes to the instance's configuration. What is declared here is kept so.
+    #[serde(default, skip_serializing_if = "Overrides::is_empty")]
+    pub overrides: Overrides,
+    /// Times in which moves may stop the instance. None: at any time.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32), extend("x-kubernetes-list-type" = "atomic"))]
+    pub windows: Vec<Window>,
+    /// Manual: every plan waits until its digest is in the annotation berth.dev/approve.
+    #[serde(default)]
+    pub approval: Approval,
+    /// Observe: report drift and the plan, change nothing.
+    #[serde(default)]
+    pub mode: Mode,
+    /// Start nothing new. A move in hand is undone, or completed if it is past the point of no return.
+    #[serde(default)]
+    pub suspend: bool,
+    /// How long the stopped source is kept after a move; the way back then sends only the difference.
+    #[serde(default)]
+    #[schemars(extend("default" = "0s"))]
+    pub keep_source: GoDuration,
+}
+
+fn default_methods() -> Vec<Method> {
+    vec![Method::Live, Method::Warm, Method::Cold]
+}
+
+fn default_timeout() -> GoDuration {
+    GoDuration::from_secs(6 * 3600)
+}
+
+impl Default for InstancePlacementSpec {
+    fn default() -> Self {
+        Self {
+            instance: InstanceRef::default(),
+            target: Target::default(),
+            power_state: PowerState::default(),
+            methods: default_methods(),
+            criu: false,
+            transfer: TransferMode::default(),
+            snapshots: Snapshots::default(),
+            stop: Stop::default(),
+            warm: Warm::default(),
+            live: Live::default(),
+            max_downtime: None,
+            timeout: default_timeout(),
+            overrides: Overrides::default(),
+            windows: Vec::new(),
+            approval: Approval::default(),
+            mode: Mode::default(),
+            suspend: false,
+            keep_source: GoDuration::ZERO,
+        }
+    }
+}
+
+impl InstancePlacement {
+    /// Name of the instance that is meant: `spec.instance.name`, else the name of the placement.
+    pub fn instance_name(&self) -> &str {
+        present(&self.spec.instance.name)
+            .or(self.metadata.name.as_deref())
+            .unwrap_or_default()
+    }
+
+    /// Project in which the instance is looked for: `spec.instance.project`, else `default`.
+    pub fn instance_project(&self) -> &str {
+        present(&self.spec.instance.project).unwrap_or("default")
+    }
+
+    /// Name that the instance should have: `spec.target.name`, else the one it is looked for under.
+    pub fn target_name(&self) -> &str {
+        present(&self.spec.target.name).unwrap_or_else(|| self.instance_name())
+    }
+}
+
+/// Which instance is meant.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct InstanceRef {
+    /// Name of the instance. Default: the name of this object.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 63))]
+    pub name: Option<String>,
+    /// Project in which it is looked for. Default: the project named default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 253))]
+    pub project: Option<String>,
+    /// The instance's `volatile.uuid`: with it no other instance of the same name is ever taken. May be added once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 36))]
+    pub uuid: Option<String>,
+    /// Name of the InstanceServer whose instance is meant, where several have one of this name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 253))]
+    pub server: Option<String>,
+}
+
+impl InstanceRef {
+    /// Whether nothing is set.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// Wanted power state.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum PowerState {
+    /// As it is.
+    #[default]
+    Preserve,
+    /// It runs.
+    Running,
+    /// It is stopped.
+    Stopped,
+}
+
+/// Whether plans wait for a person.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Approval {
+    /// They do not.
+    #[default]
+    Auto,
+    /// Until their digest is in the annotation `berth.dev/approve`.
+    Manual,
+}
+
+/// Whether anything is changed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Mode {
+    /// What differs is mended.
+    #[default]
+    Enforce,
+    /// What differs is reported.
+    Observe,
+}
+
+/// Limits of a Warm move.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Warm {
+    /// Rounds of copying at most, before the instance is stopped.
+    #[schemars(range(min = 1, max = 100))]
+    pub max_rounds: i32,
+    /// The instance is stopped as soon as the last difference is expected to take no longer than this.
+    #[schemars(extend("default" = "2s"))]
+    pub downtime_goal: GoDuration,
+}
+
+impl Default for Warm {
+    fn default() -> Self {
+        Self {
+            max_rounds: 5,
+            downtime_goal: GoDuration::from_secs(2),
+        }
+    }
+}
+
+/// Limits of a Live move.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Live {
+    /// The move is undone if it takes longer.
+    #[schemars(extend("default" = "1h"))]
+    pub timeout: GoDuration,
+    /// How long both guests may run at the end of a live move between independent servers.
+    #[schemars(extend("default" = "10s"))]
+    pub max_overlap: GoDuration,
+    /// Containers (CRIU): copy memory in rounds before the freeze.
+    pub incremental_memory: bool,
+    /// Containers (CRIU): percentage of memory that is to be in sync before the freeze.
+    #[schemars(range(min = 1, max = 99))]
+    pub goal: i32,
+    /// Containers (CRIU): rounds of copying memory at most.
+    #[schemars(range(min = 1, max = 999))]
+    pub iterations: i32,
+}
+
+impl Default for Live {
+    fn default() -> Self {
+        Self {
+            timeout: GoDuration::from_secs(3600),
+            max_overlap: GoDuration::from_secs(10),
+            incremental_memory: false,
+            goal: 70,
+            iterations: 10,
+        }
+    }
+}
+
+/// A time, coming round again and again, in which moves may stop the instance.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Window {
+    /// When it opens, in cron's five fields: minute, hour, day of month, month, day of week. `0 2 * * 6`: Saturdays at two.
+    #[schemars(length(min = 9, max = 128))]
+    pub schedule: String,
+    /// How long it stays open.
+    pub duration: GoDuration,
+    /// Time zone of the schedule, for example Europe/Berlin. Default: UTC.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub time_zone: Option<String>,
+    /// Methods that need this window. Default: all.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 3), extend("x-kubernetes-list-type" = "atomic"))]
+    pub methods: Vec<Method>,
+}
+
+/// What the controller found and does.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct InstancePlacementStatus {
+    /// The metadata.generation that this status was made for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// Ready always; Reconciling, Stalled and LeftoverPending only while true.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "schema::conditions")]
+    pub conditions: Vec<Condition>,
+    /// Where the instance is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub location: Option<Location>,
+    /// The instance that this placement is bound to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instance: Option<BoundInstance>,
+    /// What differs: WrongServer, WrongMember, WrongGroup, WrongProject, WrongPool, WrongName, WrongPower, WrongConfig, WrongDevices, WrongProfiles.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "schema::names")]
+    pub drift: Vec<String>,
+    /// What will be done about it. Present while something differs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub plan: Option<Plan>,
+    /// The move in hand.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub current_move: Option<CurrentMove>,
+    /// Where it should be, in short: rack-b/node-3.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 512))]
+    pub target: Option<String>,
+    /// The last five moves, newest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 5), extend("x-kubernetes-list-type" = "atomic"))]
+    pub moves: Vec<MoveSummary>,
+    /// How many moves of this placement have been committed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
+    pub committed_moves: Option<i64>,
+    /// Moves that failed in a row, since the last that succeeded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
+    pub failures: Option<i64>,
+    /// When the next move may start after a failure.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry_at: Option<Time>,
+    /// Methods that are not tried again for the time being.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 3), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["method"]))]
+    pub failed_methods: Vec<FailedMethod>,
+    /// The last value of the annotation reconcile.fluxcd.io/requestedAt that was acted upon.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 1024))]
+    pub last_handled_reconcile_at: Option<String>,
+}
+
+/// The instance that a placement is bound to.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct BoundInstance {
+    /// Its `volatile.uuid`, the same on every server it ever lives on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub uuid: Option<String>,
+    /// Container or VirtualMachine.
+    #[serde(default, rename = "type", skip_serializing_if = "Option::is_none")]
+    pub type_: Option<crate::InstanceType>,
+    /// Architecture, for example x86_64.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub architecture: Option<String>,
+    /// State as the server reports it: Running, Stopped, Frozen, Error.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub power: Option<String>,
+}
+
+/// Something that differs from the spec.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Drift {
+    /// On another server.
+    WrongServer,
+    /// On another cluster member.
+    WrongMember,
+    /// On a member outside the group.
+    WrongGroup,
+    /// In another project.
+    WrongProject,
+    /// In another storage pool.
+    WrongPool,
+    /// Under another name.
+    WrongName,
+    /// In another power state.
+    WrongPower,
+    /// A declared configuration key differs.
+    WrongConfig,
+    /// A declared device differs.
+    WrongDevices,
+    /// The declared profiles differ.
+    WrongProfiles,
+}
+
+impl Drift {
+    /// Everything that can differ.
+    pub const ALL: [Self; 10] = [
+        Self::WrongServer,
+        Self::WrongMember,
+        Self::WrongGroup,
+        Self::WrongProject,
+        Self::WrongPool,
+        Self::WrongName,
+        Self::WrongPower,
+        Self::WrongConfig,
+        Self::WrongDevices,
+        Self::WrongProfiles,
+    ];
+
+    /// The name as written in objects.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::WrongServer => "WrongServer",
+            Self::WrongMember => "WrongMember",
+            Self::WrongGroup => "WrongGroup",
+            Self::WrongProject => "WrongProject",
+            Self::WrongPool => "WrongPool",
+            Self::WrongName => "WrongName",
+            Self::WrongPower => "WrongPower",
+            Self::WrongConfig => "WrongConfig",
+            Self::WrongDevices => "WrongDevices",
+            Self::WrongProfiles => "WrongProfiles",
+        }
+    }
+
+    /// The value of that name.
+    pub fn parse(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|value| value.as_str() == text)
+    }
+}
+
+/// What will be done about the difference.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Plan {
+    /// Stands for the whole plan. With `approval: Manual` write it into the annotation berth.dev/approve.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 80))]
+    pub digest: Option<String>,
+    /// Live, Warm, Cold, or InPlace for what needs no move.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub method: Option<PlanMethod>,
+    /// Way of the data: Pull, Push, Relay, Backup, or Internal where the server or cluster moves it itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub transfer: Option<Transfer>,
+    /// What keeps the copy that may not run from being started, on each side.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guard: Option<GuardPair>,
+    /// Where it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<Location>,
+    /// Where it will be.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to: Option<Location>,
+    /// What it is expected to take.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub estimate: Option<Estimate>,
+    /// Better methods that are not possible, each with the way to make it so.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 8), extend("x-kubernetes-list-type" = "atomic"))]
+    pub rejected: Vec<Rejected>,
+    /// Keys and snapshots that will not travel.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "schema::texts")]
+    pub dropped: Vec<String>,
+    /// Why nothing can be done at all.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32), extend("x-kubernetes-list-type" = "atomic"))]
+    pub blockers: Vec<Blocker>,
+}
+
+/// How a difference is mended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum PlanMethod {
+    /// The running state moves too.
+    Live,
+    /// Copied while it runs, stopped only for the last difference.
+    Warm,
+    /// Stopped, moved, started.
+    Cold,
+    /// Changed where it is; no move.
+    InPlace,
+}
+
+impl From<Method> for PlanMethod {
+    fn from(method: Method) -> Self {
+        match method {
+            Method::Live => Self::Live,
+            Method::Warm => Self::Warm,
+            Method::Cold => Self::Cold,
+        }
+    }
+}
+
+/// A method that is not possible.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Rejected {
+    /// The method.
+    pub method: Method,
+    /// Why, in one word.
+    #[schemars(length(max = 64))]
+    pub reason: String,
+    /// Why, in a sentence.
+    #[schemars(length(max = 4096))]
+    pub message: String,
+    /// What makes it possible, usually a command.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 4096))]
+    pub fix: Option<String>,
+}
+
+/// Something that keeps an instance from moving at all.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Blocker {
+    /// Why, in one word.
+    #[schemars(length(max = 64))]
+    pub reason: String,
+    /// Why, in a sentence.
+    #[schemars(length(max = 4096))]
+    pub message: String,
+    /// What removes it, usually a command.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 4096))]
+    pub fix: Option<String>,
+}
+
+/// The move in hand.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct CurrentMove {
+    /// Name of the InstanceMove.
+    #[schemars(length(max = 253))]
+    pub name: String,
+    /// How far it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 100))]
+    pub percent: Option<i32>,
+    /// Live, Warm or Cold.
+    pub method: Method,
+}
+
+/// A move that has ended.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct MoveSummary {
+    /// Name of the InstanceMove.
+    #[schemars(length(max = 253))]
+    pub name: String,
+    /// Live, Warm or Cold.
+    pub method: Method,
+    /// Where it came from, in short: rack-a/node-1.
+    #[schemars(length(max = 512))]
+    pub from: String,
+    /// Where it went, in short: rack-b/node-3.
+    #[schemars(length(max = 512))]
+    pub to: String,
+    /// Succeeded, Undone, Cancelled or NeedsAttention.
+    #[schemars(length(max = 64))]
+    pub outcome: String,
+    /// When it ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub finished_at: Option<Time>,
+    /// Stopped plus frozen time, measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub downtime: Option<GoDuration>,
+    /// The metadata.generation of the placement that it was made for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub generation: Option<i64>,
+}
+
+/// A method that failed and is not tried again until its inputs change or a day has passed.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct FailedMethod {
+    /// The method.
+    pub method: Method,
+    /// Why, in one word.
+    #[schemars(length(max = 64))]
+    pub reason: String,
+    /// Why, in a sentence.
+    #[schemars(length(max = 4096))]
+    pub message: String,
+    /// Stands for what the method depended on: versions and configuration.
+    #[schemars(length(max = 80))]
+    pub inputs: String,
+    /// When it failed.
+    pub at: Time,
+}
