@@ -2,6 +2,8 @@
 //! The two ports ([`server::Server`], [`records::Records`]) are the only asynchronous things here, and only declared.
 #![deny(missing_docs)]
 
+pub mod marks;
 pub mod model;
+pub mod moves;
 pub mod records;
 pub mod server;

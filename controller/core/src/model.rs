@@ -244,7 +244,10 @@ pub struct Pool {
 impl Pool {
     /// Whether snapshots and differences are cheap on this driver.
     pub fn copy_on_write(&self) -> bool {
-        matches!(self.driver.as_str(), "btrfs" | "zfs" | "ceph" | "lvm" | "linstor" | "powerflex" | "pure")
+        matches!(
+            self.driver.as_str(),
+            "btrfs" | "zfs" | "ceph" | "lvm" | "linstor" | "powerflex" | "pure"
+        )
     }
 }
 
@@ -305,13 +308,20 @@ pub struct InstanceRef {
 impl InstanceRef {
     /// `project` and `name` as one reference.
     pub fn new(project: impl Into<String>, name: impl Into<String>) -> Self {
-        Self { project: project.into(), name: name.into() }
+        Self {
+            project: project.into(),
+            name: name.into(),
+        }
     }
 }
 
 impl fmt::Display for InstanceRef {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.project == "default" { f.write_str(&self.name) } else { write!(f, "{}/{}", self.project, self.name) }
+        if self.project == "default" {
+            f.write_str(&self.name)
+        } else {
+            write!(f, "{}/{}", self.project, self.name)
+        }
     }
 }
 

@@ -54,12 +54,19 @@ pub struct ServerError {
 impl ServerError {
     /// A failure of `kind` while `attempted`, with the server's `message`.
     pub fn new(kind: FailureKind, attempted: impl Into<String>, message: impl Into<String>) -> Self {
-        Self { kind, attempted: attempted.into(), message: message.into() }
+        Self {
+            kind,
+            attempted: attempted.into(),
+            message: message.into(),
+        }
     }
 
     /// Whether the daemon or the link failed, rather than the request being refused.
     pub fn is_transient(&self) -> bool {
-        matches!(self.kind, FailureKind::Unreachable | FailureKind::Unknown | FailureKind::Busy | FailureKind::Changed)
+        matches!(
+            self.kind,
+            FailureKind::Unreachable | FailureKind::Unknown | FailureKind::Busy | FailureKind::Changed
+        )
     }
 }
 

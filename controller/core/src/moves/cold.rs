@@ -1,0 +1,352 @@
+//! Accepted → Marked → Stopped → Transferred between two servers: the source is marked, stopped, guarded, and sent
+//! under a name that only this intent uses. Everything here can still be undone.
+
+use std::time::Duration;
+
+use berth_api::{GuardKind, MicroTime, Reason, Step};
+
+use super::body::incoming_definition;
+use super::effect::{EffectKind, End, Request, Transfer, Wiring};
+use super::pass::{Pass, Transition};
+use super::verify;
+use super::view::{Copy, EndView, Wish, source_places};
+use crate::marks::{self, Role};
+use crate::model::{Change, InstanceRef, Power};
+use crate::server::{AcceptRequest, FailureKind, OfferRequest, ServerError};
+
+/// A target that does not answer for that long while the instance is stopped is given up.
+const TARGET_PATIENCE: Duration = Duration::from_secs(10);
+/// How often an operation of somebody else on our copy is looked at.
+const POLL: Duration = Duration::from_secs(1);
+
+pub(super) fn accepted(p: &mut Pass<'_>) -> Transition {
+    let view = p.view;
+    if let Some(t) = p.wait_for_end(&view.source) {
+        return t;
+    }
+    let Some(source) = p.source() else {
+        return source_vanished(p);
+    };
+    let instance = &source.fresh.instance;
+    if marks::move_id(instance).is_some_and(|id| view.open_moves.iter().any(|o| o == id)) {
+        p.note(
+            Reason::Pending,
+            format!("{} is part of another move", instance.at),
+            None,
+        );
+        return p.finish(berth_api::Outcome::Undone);
+    }
+    if let Some(t) = p.undo_if_wished() {
+        return t;
+    }
+    if p.carries_mark(instance) && !instance.ephemeral {
+        p.advance(Step::Marked);
+        return if super::is_internal(&p.record) {
+            super::internal::marked(p)
+        } else {
+            marked(p)
+        };
+    }
+    if let Some(t) = retry_or_undo(p, EffectKind::Mark) {
+        return t;
+    }
+    if p.record.status.ran_before.is_none() {
+        p.record.status.ran_before = Some(instance.may_run());
+        p.keep(marks::EPHEMERAL, Some(&instance.ephemeral.to_string()));
+        for key in [
+            marks::AUTOSTART,
+            marks::PROTECTION_DELETE,
+            marks::PROTECTION_START,
+            marks::CLOUD_INIT_ID,
+        ] {
+            p.keep(key, instance.config.get(key));
+        }
+        p.advance(Step::Accepted);
+    }
+    let change = Change {
+        config: marks::marks(&p.record.name, Role::Source, p.record.spec.attempt),
+        devices: Default::default(),
+        ephemeral: instance.ephemeral.then_some(false),
+    };
+    let etag = source.fresh.etag.clone();
+    p.ask(
+        EffectKind::Mark,
+        End::Source,
+        &instance.at,
+        Request::Patch { change, etag },
+    )
+}
+
+pub(super) fn marked(p: &mut Pass<'_>) -> Transition {
+    let view = p.view;
+    if let Some(t) = p.wait_for_end(&view.source) {
+        return t;
+    }
+    let Some(source) = p.source() else {
+        return source_vanished(p);
+    };
+    let instance = &source.fresh.instance;
+    if let Some(t) = p.undo_if_wished() {
+        return t;
+    }
+    if !p.carries_mark(instance) {
+        return p.undo(
+            Reason::ForeignOperation,
+            format!("somebody took Berth's marks off {}", instance.at),
+            None,
+        );
+    }
+    match instance.power {
+        Power::Stopped => guard_source(p, source),
+        Power::Error => p.wait(POLL),
+        Power::Running | Power::Frozen | Power::Starting | Power::Stopping => stop_source(p, source),
+    }
+}
+
+/// Asks the guest to stop; by force only where that is allowed.
+pub(super) fn stop_source(p: &mut Pass<'_>, source: &Copy) -> Transition {
+    let at = &source.fresh.instance.at;
+    let Wish::Continue(rules) = &p.view.wish else {
+        return p.undo(Reason::MoveFailed, "", None);
+    };
+    if p.record.status.stopped_at.is_some() {
+        return p.undo(
+            Reason::ForeignOperation,
+            format!("somebody started {at} after it had been stopped for the move"),
+            None,
+        );
+    }
+    let request = match p.failed(EffectKind::Stop) {
+        Some(e) if e.kind == FailureKind::Unreachable => return p.wait(POLL),
+        Some(_) if rules.force => Request::ForceStop,
+        Some(e) => {
+            let message = format!("{at} did not stop within {} s: {}", rules.timeout.as_secs(), e.message);
+            return p.undo(
+                Reason::StopPending,
+                message,
+                Some("set spec.stop.force: true, or a longer spec.stop.timeout".into()),
+            );
+        }
+        None => Request::Stop { timeout: rules.timeout },
+    };
+    if p.record.status.stop_requested_at.is_none() {
+        p.record.status.stop_requested_at = Some(MicroTime(p.now));
+    }
+    p.ask(EffectKind::Stop, End::Source, at, request)
+}
+
+/// From here on nobody can start the source: guard and `boot.autostart=false` in one conditional request.
+fn guard_source(p: &mut Pass<'_>, source: &Copy) -> Transition {
+    let instance = &source.fresh.instance;
+    if p.record.status.stopped_at.is_none() {
+        p.record.status.stopped_at = Some(MicroTime(p.now));
+    }
+    p.record.status.last_used_at = Some(instance.last_used_at.clone());
+    let guard = p.record.spec.guard.source;
+    let asleep = instance.config.get(marks::AUTOSTART).is_some_and(|v| v == "false");
+    if !marks::guarded(instance, guard) || !asleep {
+        if let Some(t) = retry_or_undo(p, EffectKind::Guard) {
+            return t;
+        }
+        let mut change = Change::default();
+        change.config.insert(marks::AUTOSTART.to_owned(), "false".to_owned());
+        marks::add_guard(&mut change, guard, instance.kind, &p.record.name);
+        let etag = source.fresh.etag.clone();
+        return p.ask(
+            EffectKind::Guard,
+            End::Source,
+            &instance.at,
+            Request::Patch { change, etag },
+        );
+    }
+    if guard == GuardKind::Name && instance.at.name == p.record.spec.from.name {
+        if let Some(t) = retry_or_undo(p, EffectKind::Hide) {
+            return t;
+        }
+        let name = marks::unique_name(&p.view.random, &instance.at.name);
+        p.set_retired(&name);
+        return p.ask(EffectKind::Hide, End::Source, &instance.at, Request::Rename { name });
+    }
+    p.advance(Step::Stopped);
+    // the target was not read yet: it is only needed from here on
+    p.go_on()
+}
+
+pub(super) fn stopped(p: &mut Pass<'_>) -> Transition {
+    let view = p.view;
+    if let Some(t) = p.undo_if_wished() {
+        return t;
+    }
+    if let Some(t) = p.wait_for_end(&view.source) {
+        return t;
+    }
+    let Some(source) = p.source() else {
+        return source_vanished(p);
+    };
+    if let Some(why) = disturbed(p, source) {
+        return p.undo(Reason::ForeignOperation, why, None);
+    }
+    let EndView::Reachable { facts, .. } = &view.target else {
+        return target_silent(p);
+    };
+    if p.succeeded(EffectKind::Transfer) {
+        p.record.status.transferred = p.incoming().map(str::to_owned);
+        p.record.status.progress = None;
+        p.advance(Step::Transferred);
+        return verify::transferred(p);
+    }
+    if let Some(e) = p.failed(EffectKind::Transfer) {
+        return transfer_failed(p, e);
+    }
+    if let Some(name) = p.incoming().map(str::to_owned) {
+        let at = InstanceRef::new(&p.record.spec.to.project, &name);
+        if let Some(t) = clear_lost_transfer(p, &at) {
+            return t;
+        }
+    }
+    let definition = incoming_definition(&p.record.spec, &p.record.name, &source.fresh.instance, facts);
+    transfer(p, source, definition)
+}
+
+/// The outcome of a transfer was lost: whether the copy is complete cannot be seen, so it is deleted, never touched.
+fn clear_lost_transfer(p: &mut Pass<'_>, at: &InstanceRef) -> Option<Transition> {
+    let view = p.view;
+    let source_busy = source_places(&p.record).iter().any(|s| view.source.busy(s));
+    if view.target.busy(at) || source_busy {
+        return Some(p.wait(POLL));
+    }
+    view.target.copy(at)?;
+    if p.failed(EffectKind::Remove).is_some() {
+        let message = format!(
+            "the half-made copy {at} on {} cannot be deleted",
+            p.record.spec.to.server
+        );
+        return Some(p.undo(Reason::LeftoverVolume, message, Some(leftover_fix(p, at))));
+    }
+    Some(p.ask(EffectKind::Remove, End::Target, at, Request::Remove))
+}
+
+/// The command that shows and removes what a half-made copy left.
+pub(super) fn leftover_fix(p: &Pass<'_>, at: &InstanceRef) -> String {
+    let cli = match &p.view.target {
+        EndView::Reachable { facts, .. } => facts.product.cli(),
+        EndView::Unreachable { .. } => "incus",
+    };
+    format!(
+        "on the host of {}: {cli} delete --project {} {}",
+        p.record.spec.to.server, at.project, at.name
+    )
+}
+
+fn transfer(p: &mut Pass<'_>, source: &Copy, definition: crate::model::Definition) -> Transition {
+    let name = marks::unique_name(&p.view.random, &p.record.spec.to.name);
+    p.set_incoming(&name);
+    p.record.status.transferred = None;
+    let instance = &source.fresh.instance;
+    let to = &p.record.spec.to;
+    let at = InstanceRef::new(&to.project, &name);
+    let instance_only = p.record.spec.snapshots == berth_api::Snapshots::Exclude;
+    let mode = if p.record.spec.transfer == berth_api::Transfer::Push {
+        Wiring::Push
+    } else {
+        Wiring::Pull
+    };
+    let request = Transfer {
+        mode,
+        from: instance.at.clone(),
+        offer: OfferRequest {
+            live: false,
+            instance_only,
+            push_to: None,
+        },
+        accept: AcceptRequest {
+            at: at.clone(),
+            kind: instance.kind,
+            definition,
+            member: to.member.clone(),
+            live: false,
+            instance_only,
+            refresh: false,
+            pull_from: None,
+        },
+    };
+    p.ask(
+        EffectKind::Transfer,
+        End::Target,
+        &at,
+        Request::Transfer(Box::new(request)),
+    )
+}
+
+fn transfer_failed(p: &mut Pass<'_>, e: &ServerError) -> Transition {
+    let reason = match e.kind {
+        FailureKind::AlreadyExists => Reason::NameTaken,
+        FailureKind::Unreachable | FailureKind::Unknown => Reason::ServerUnreachable,
+        FailureKind::NotFound
+        | FailureKind::Refused
+        | FailureKind::Changed
+        | FailureKind::Busy
+        | FailureKind::NotTrusted
+        | FailureKind::CertificateMismatch
+        | FailureKind::Protocol => Reason::TargetRefused,
+    };
+    p.undo(reason, e.to_string(), None)
+}
+
+fn target_silent(p: &mut Pass<'_>) -> Transition {
+    if p.silent_for(&p.view.target) < TARGET_PATIENCE {
+        return p.wait(POLL);
+    }
+    let message = format!(
+        "{} does not answer, so {} is started again where it was",
+        p.record.spec.to.server, p.record.spec.from.name
+    );
+    p.undo(Reason::ServerUnreachable, message, None)
+}
+
+/// Why the stopped source is no longer what it was when it was stopped.
+pub(super) fn disturbed(p: &Pass<'_>, source: &Copy) -> Option<String> {
+    let i = &source.fresh.instance;
+    if i.power != Power::Stopped {
+        return Some(format!("somebody started {} while it was being moved", i.at));
+    }
+    if !p.carries_mark(i) || !marks::guarded(i, p.record.spec.guard.source) {
+        return Some(format!("somebody took Berth's guard or marks off {}", i.at));
+    }
+    let used = p
+        .record
+        .status
+        .last_used_at
+        .as_ref()
+        .is_some_and(|t| *t != i.last_used_at);
+    used.then(|| format!("{} was started and stopped again while it was being moved", i.at))
+}
+
+/// A conditional write that failed: a lost race is simply made again, a daemon that does not answer is waited for,
+/// a refusal is undone.
+pub(super) fn retry_or_undo(p: &mut Pass<'_>, kind: EffectKind) -> Option<Transition> {
+    let e = p.failed(kind)?;
+    if e.kind == FailureKind::Changed {
+        return None;
+    }
+    if e.is_transient() && p.attempts() < 5 {
+        return p.retry_after_failure(kind);
+    }
+    Some(p.undo(Reason::MoveFailed, e.to_string(), None))
+}
+
+pub(super) fn source_vanished(p: &mut Pass<'_>) -> Transition {
+    let from = &p.record.spec.from;
+    let message = format!(
+        "{} with uuid {} is no longer on {}",
+        from.name,
+        from.uuid.as_deref().unwrap_or("?"),
+        from.server
+    );
+    if p.incoming().is_some() {
+        p.note(Reason::NeedsAttention, message, None);
+        return p.finish(berth_api::Outcome::NeedsAttention);
+    }
+    p.note(Reason::InstanceNotFound, message, None);
+    p.finish(berth_api::Outcome::Undone)
+}

@@ -1,0 +1,156 @@
+//! What a step can ask for: one request (or, for a transfer, one pair of requests) to the servers. Data only; the
+//! engine carries it out.
+
+use std::time::Duration;
+
+use crate::model::{Change, Definition, InstanceRef};
+use crate::server::{AcceptRequest, OfferRequest, Relocation};
+
+/// Which end of a move a request goes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum End {
+    /// Where the instance is.
+    Source,
+    /// Where it goes.
+    Target,
+}
+
+/// What an effect is for: the key under which its outcome is reported to the next step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum EffectKind {
+    /// Marks on the source.
+    Mark,
+    /// Graceful or forced stop of the source.
+    Stop,
+    /// Guard on the source.
+    Guard,
+    /// The source under a unique name (name guard).
+    Hide,
+    /// The transfer of all data.
+    Transfer,
+    /// The copy takes its real name.
+    Name,
+    /// The copy becomes the owner and loses its guard.
+    Own,
+    /// The cloud-init id is written back.
+    CloudInit,
+    /// The instance is started.
+    Start,
+    /// The source is marked as retired.
+    Retire,
+    /// A copy on its way out takes a unique name.
+    Rename,
+    /// A copy is deleted.
+    Remove,
+    /// A running transfer is cancelled.
+    Cancel,
+    /// The source becomes what it was.
+    Restore,
+    /// Marks of a finished move are taken off.
+    Unmark,
+    /// The server moves the instance itself.
+    Relocate,
+}
+
+impl EffectKind {
+    /// What is attempted, for people.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            EffectKind::Mark => "mark the source",
+            EffectKind::Stop => "stop the source",
+            EffectKind::Guard => "guard the source",
+            EffectKind::Hide => "rename the source out of the way",
+            EffectKind::Transfer => "transfer the instance",
+            EffectKind::Name => "give the copy its name",
+            EffectKind::Own => "lift the guard of the target",
+            EffectKind::CloudInit => "write the cloud-init id back",
+            EffectKind::Start => "start the instance",
+            EffectKind::Retire => "retire the source",
+            EffectKind::Rename => "rename the copy that goes",
+            EffectKind::Remove => "delete the copy that goes",
+            EffectKind::Cancel => "cancel the transfer",
+            EffectKind::Restore => "put the source back as it was",
+            EffectKind::Unmark => "take the marks off",
+            EffectKind::Relocate => "move the instance inside the server",
+        }
+    }
+}
+
+/// One request to the servers.
+#[derive(Clone, Debug)]
+pub struct Effect {
+    /// What it is for.
+    pub kind: EffectKind,
+    /// Which end it goes to (for a transfer: the end that is asked last).
+    pub end: End,
+    /// The instance it is about.
+    pub at: InstanceRef,
+    /// The request itself.
+    pub request: Request,
+}
+
+/// The request of an effect.
+#[derive(Clone, Debug)]
+pub enum Request {
+    /// A conditional merge.
+    Patch {
+        /// What to merge.
+        change: Change,
+        /// The entity tag that must still hold.
+        etag: String,
+    },
+    /// A conditional replacement.
+    Put {
+        /// The whole definition.
+        definition: Definition,
+        /// The entity tag that must still hold.
+        etag: String,
+    },
+    /// Graceful stop; has no precondition, so it is sent only while the lease is safe.
+    Stop {
+        /// How long the guest has.
+        timeout: Duration,
+    },
+    /// Forced stop; likewise.
+    ForceStop,
+    /// Start.
+    Start {
+        /// Resume the saved running state.
+        stateful: bool,
+    },
+    /// Both ends of a transfer, back to back.
+    Transfer(Box<Transfer>),
+    /// Rename; has no precondition, so it is sent only while the lease is safe.
+    Rename {
+        /// The new name.
+        name: String,
+    },
+    /// Delete, under a name that only this intent used.
+    Remove,
+    /// Cancel the transfer that this controller runs for the move.
+    Cancel,
+    /// Move inside the server or cluster.
+    Relocate(Relocation),
+}
+
+/// A transfer between two servers.
+#[derive(Clone, Debug)]
+pub struct Transfer {
+    /// Who connects to whom.
+    pub mode: Wiring,
+    /// The instance on the source.
+    pub from: InstanceRef,
+    /// What the source's end is asked (the engine fills in `push_to`).
+    pub offer: OfferRequest,
+    /// What the target's end is asked (the engine fills in `pull_from`).
+    pub accept: AcceptRequest,
+}
+
+/// Who connects to whom in a transfer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wiring {
+    /// The target fetches from the source.
+    Pull,
+    /// The source sends to the target.
+    Push,
+}

@@ -1,0 +1,282 @@
+//! Committed → Started → Retired → Cleaned: only forward. The copy becomes the instance and is started; then, off the
+//! downtime path, the former source is retired, renamed and deleted, and the marks come off.
+
+use std::time::Duration;
+
+use berth_api::{GoDuration, GuardKind, Outcome as MoveOutcome, Power as AfterPower, Reason, Step};
+
+use super::effect::{EffectKind, End, Request};
+use super::pass::{Pass, Transition};
+use super::view::{Copy, EndView};
+use crate::marks::{self, Role};
+use crate::model::{Change, Definition, InstanceRef, Power};
+
+const POLL: Duration = Duration::from_secs(1);
+
+pub(super) fn committed(p: &mut Pass<'_>) -> Transition {
+    let view = p.view;
+    if let Some(t) = p.wait_for_end(&view.target) {
+        return t;
+    }
+    let Some(target) = p.target() else {
+        return target_vanished(p);
+    };
+    let i = &target.fresh.instance;
+    let guard = p.record.spec.guard.target;
+    if marks::role(i) != Some(Role::Owner) || (guard != GuardKind::Name && marks::guarded(i, guard)) {
+        if let Some(t) = p.retry_after_failure(EffectKind::Own) {
+            return t;
+        }
+        let definition = owner(p, target);
+        let etag = target.fresh.etag.clone();
+        return p.ask(EffectKind::Own, End::Target, &i.at, Request::Put { definition, etag });
+    }
+    if let Some(t) = take_real_name(p, target) {
+        return t;
+    }
+    if let Some(t) = put_back_cloud_init(p, target, End::Target) {
+        return t;
+    }
+    if p.record.spec.power_after == AfterPower::Running && !matches!(i.power, Power::Running | Power::Frozen) {
+        if let Some(t) = start_failed(p) {
+            return t;
+        }
+        let request = Request::Start { stateful: false };
+        return p.ask(EffectKind::Start, End::Target, &i.at, request);
+    }
+    started_now(p);
+    started(p)
+}
+
+/// Enters Started and closes the account of the downtime.
+pub(super) fn started_now(p: &mut Pass<'_>) {
+    let asked = p
+        .record
+        .status
+        .stop_requested_at
+        .as_ref()
+        .filter(|_| p.record.spec.power_after == AfterPower::Running);
+    if let Some(asked) = asked {
+        let millis = p.now.as_millisecond() - asked.0.as_millisecond();
+        p.record.status.downtime = Some(GoDuration::from_millis(millis));
+    }
+    p.advance(Step::Started);
+}
+
+/// A start that fails is made again for as long as it takes: after the commit there is only forward.
+pub(super) fn start_failed(p: &mut Pass<'_>) -> Option<Transition> {
+    let retry = p.retry_after_failure(EffectKind::Start)?;
+    if let Some(e) = p.record.status.last_error.as_mut() {
+        e.reason = Reason::NeedsAttention.as_str().to_owned();
+    }
+    let mut retry = retry;
+    retry.record = p.record.clone();
+    Some(retry)
+}
+
+/// The definition that makes the copy the instance: guard off, everything put back.
+fn owner(p: &Pass<'_>, target: &Copy) -> Definition {
+    let i = &target.fresh.instance;
+    let mut definition = Definition::from(i);
+    marks::strip(&mut definition, p.record.spec.guard.target);
+    definition
+        .config
+        .extend(marks::marks(&p.record.name, Role::Owner, p.record.spec.attempt));
+    restore_keys(p, &mut definition);
+    if let Some(value) = p.record.spec.overrides.config.get(marks::AUTOSTART) {
+        definition.config.insert(marks::AUTOSTART.to_owned(), value.clone());
+    }
+    definition
+}
+
+/// Puts back the keys that Berth changes on any instance that it moves.
+pub(super) fn restore_keys(p: &Pass<'_>, definition: &mut Definition) {
+    for key in [marks::AUTOSTART, marks::PROTECTION_DELETE, marks::PROTECTION_START] {
+        match p.kept(key) {
+            Some(Some(value)) => definition.config.insert(key.to_owned(), value.to_owned()),
+            Some(None) => definition.config.remove(key),
+            None => None,
+        };
+    }
+    definition.ephemeral = p.kept_true(marks::EPHEMERAL);
+}
+
+/// Behind a name guard the copy takes its real name only now. If somebody took it meanwhile, the copy runs under its
+/// unique name and says so.
+fn take_real_name(p: &mut Pass<'_>, target: &Copy) -> Option<Transition> {
+    let at = &target.fresh.instance.at;
+    let real = InstanceRef::new(&p.record.spec.to.project, &p.record.spec.to.name);
+    if *at == real || target.fresh.instance.may_run() {
+        return None;
+    }
+    if p.view.target.copy(&real).is_some() {
+        let message = format!(
+            "{real} exists on {}: the instance runs as {}",
+            p.record.spec.to.server, at.name
+        );
+        p.note(Reason::NameTaken, message, None);
+        return None;
+    }
+    if let Some(t) = p.retry_after_failure(EffectKind::Name) {
+        return Some(t);
+    }
+    Some(p.ask(EffectKind::Name, End::Target, at, Request::Rename { name: real.name }))
+}
+
+/// Every rename and every NIC guard gave the instance a new cloud-init id; cloud-init must not run again.
+pub(super) fn put_back_cloud_init(p: &mut Pass<'_>, copy: &Copy, end: End) -> Option<Transition> {
+    let kept = p.kept(marks::CLOUD_INIT_ID).flatten()?.to_owned();
+    let i = &copy.fresh.instance;
+    let guard = if end == End::Source {
+        p.record.spec.guard.source
+    } else {
+        p.record.spec.guard.target
+    };
+    // restricted projects refuse the key: the plan said so beforehand (CloudInitWouldRerun)
+    if guard == GuardKind::Name || i.may_run() || i.config.get(marks::CLOUD_INIT_ID) == Some(&kept) {
+        return None;
+    }
+    if let Some(t) = p.retry_after_failure(EffectKind::CloudInit) {
+        return Some(t);
+    }
+    let mut change = Change::default();
+    change.config.insert(marks::CLOUD_INIT_ID.to_owned(), kept);
+    let etag = copy.fresh.etag.clone();
+    Some(p.ask(EffectKind::CloudInit, end, &i.at, Request::Patch { change, etag }))
+}
+
+pub(super) fn started(p: &mut Pass<'_>) -> Transition {
+    let view = p.view;
+    if let Some(t) = p.wait_for_end(&view.source) {
+        return t;
+    }
+    let Some(source) = p.source() else {
+        p.advance(Step::Retired);
+        return retired(p);
+    };
+    let i = &source.fresh.instance;
+    if let Some(t) = not_safe_to_retire(p, source) {
+        return t;
+    }
+    if marks::role(i) != Some(Role::Retired) {
+        if let Some(t) = p.retry_after_failure(EffectKind::Retire) {
+            return t;
+        }
+        let mut change = Change {
+            config: marks::marks(&p.record.name, Role::Retired, p.record.spec.attempt),
+            ..Default::default()
+        };
+        change
+            .config
+            .insert(marks::PROTECTION_DELETE.to_owned(), "false".to_owned());
+        let etag = source.fresh.etag.clone();
+        return p.ask(EffectKind::Retire, End::Source, &i.at, Request::Patch { change, etag });
+    }
+    if i.at.name == p.record.spec.from.name {
+        if let Some(t) = p.retry_after_failure(EffectKind::Rename) {
+            return t;
+        }
+        let name = marks::unique_name(&p.view.random, &i.at.name);
+        p.set_retired(&name);
+        return p.ask(EffectKind::Rename, End::Source, &i.at, Request::Rename { name });
+    }
+    p.advance(Step::Retired);
+    retired(p)
+}
+
+/// A former source that does not look like one is never stopped or deleted: a person must look.
+fn not_safe_to_retire(p: &mut Pass<'_>, source: &Copy) -> Option<Transition> {
+    let i = &source.fresh.instance;
+    let expected_role = matches!(marks::role(i), Some(Role::Source | Role::Retired));
+    if p.carries_mark(i) && expected_role && i.power == Power::Stopped {
+        return None;
+    }
+    let server = &p.record.spec.from.server;
+    let message = if i.power == Power::Stopped {
+        format!(
+            "the former source {} on {server} lost its marks; it was left alone",
+            i.at
+        )
+    } else {
+        format!(
+            "somebody started the former source {} on {server}: two copies run; stop one of them",
+            i.at
+        )
+    };
+    p.note(
+        Reason::NeedsAttention,
+        message,
+        Some(format!("stop and delete {} on {server}, if it is not needed", i.at)),
+    );
+    Some(p.finish(MoveOutcome::NeedsAttention))
+}
+
+pub(super) fn retired(p: &mut Pass<'_>) -> Transition {
+    let view = p.view;
+    for end in [&view.source, &view.target] {
+        if let Some(t) = p.wait_for_end(end) {
+            return t;
+        }
+    }
+    if let Some(source) = p.source() {
+        if let Some(t) = not_safe_to_retire(p, source) {
+            return t;
+        }
+        let at = &source.fresh.instance.at;
+        if Some(at.name.as_str()) == p.retired() {
+            if let Some(t) = p.retry_after_failure(EffectKind::Remove) {
+                return t;
+            }
+            return p.ask(EffectKind::Remove, End::Source, at, Request::Remove);
+        }
+    }
+    if let Some(t) = remove_strays(p) {
+        return t;
+    }
+    if let Some(target) = p.target() {
+        if let Some(t) = unmark(p, target, End::Target) {
+            return t;
+        }
+    }
+    p.advance(Step::Cleaned);
+    p.finish(MoveOutcome::Succeeded)
+}
+
+/// Copies that late requests made under names that the record no longer uses.
+pub(super) fn remove_strays(p: &mut Pass<'_>) -> Option<Transition> {
+    let EndView::Reachable { strays, .. } = &p.view.target else {
+        return None;
+    };
+    let stray = strays.iter().find(|s| marks::is_unique_name(&s.name))?.clone();
+    if let Some(t) = p.retry_after_failure(EffectKind::Remove) {
+        return Some(t);
+    }
+    Some(p.ask(EffectKind::Remove, End::Target, &stray, Request::Remove))
+}
+
+/// Takes the marks off, in one conditional request that also works on a running instance.
+pub(super) fn unmark(p: &mut Pass<'_>, copy: &Copy, end: End) -> Option<Transition> {
+    let i = &copy.fresh.instance;
+    if !p.carries_mark(i) {
+        return None;
+    }
+    if let Some(t) = p.retry_after_failure(EffectKind::Unmark) {
+        return Some(t);
+    }
+    let mut change = Change::default();
+    for key in [marks::MOVE, marks::ROLE, marks::GENERATION] {
+        change.config.insert(key.to_owned(), String::new());
+    }
+    let etag = copy.fresh.etag.clone();
+    Some(p.ask(EffectKind::Unmark, end, &i.at, Request::Patch { change, etag }))
+}
+
+fn target_vanished(p: &mut Pass<'_>) -> Transition {
+    let to = &p.record.spec.to;
+    let message = format!(
+        "{} is gone from {} after the move had been committed; the former source on {} is complete and guarded",
+        to.name, to.server, p.record.spec.from.server
+    );
+    p.note(Reason::NeedsAttention, message, None);
+    p.wait(POLL * 10)
+}

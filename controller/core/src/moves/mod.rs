@@ -1,0 +1,59 @@
+//! The move protocol as a pure function: a record and what is seen of both ends go in, the next record and at most one
+//! effect come out (design "the move protocol"). Steps are named after what is true when they are entered.
+
+mod body;
+mod cold;
+mod effect;
+mod finish;
+mod internal;
+mod pass;
+mod undo;
+mod verify;
+mod view;
+
+use berth_api::{Step, Transfer as TransferMode};
+use jiff::Timestamp;
+
+pub use body::incoming_definition;
+pub use effect::{Effect, EffectKind, End, Request, Transfer, Wiring};
+pub use pass::{Look, Transition};
+pub use view::{Copy, EndView, Outcome, Read, StopRules, Task, View, Wish, reads};
+
+use crate::records::Record;
+use pass::Pass;
+
+/// Whether the server or cluster moves the instance itself.
+pub fn is_internal(record: &Record) -> bool {
+    record.spec.transfer == TransferMode::Internal
+}
+
+/// The next step of a move: the record to write first, then at most one effect, and when to look again.
+///
+/// A record with an unknown step is left alone: a newer controller wrote it.
+pub fn step(record: &Record, view: &View, now: Timestamp) -> Transition {
+    let mut pass = Pass::new(record, view, now);
+    if record.finished() {
+        return pass.rest();
+    }
+    let Some(step) = pass.step() else { return pass.rest() };
+    if let Some(waiting) = pass.wait_for_task(step) {
+        return waiting;
+    }
+    if step == Step::Undoing {
+        return undo::undoing(&mut pass);
+    }
+    if is_internal(record) {
+        return internal::step(&mut pass, step);
+    }
+    match step {
+        Step::Accepted => cold::accepted(&mut pass),
+        Step::Marked => cold::marked(&mut pass),
+        Step::Stopped => cold::stopped(&mut pass),
+        Step::Transferred => verify::transferred(&mut pass),
+        Step::Verified => verify::verified(&mut pass),
+        Step::Committed => finish::committed(&mut pass),
+        Step::Started => finish::started(&mut pass),
+        Step::Retired => finish::retired(&mut pass),
+        Step::Precopied | Step::Restoring | Step::Cleaned | Step::Undoing => pass.rest(),
+    }
+}

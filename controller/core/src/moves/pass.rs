@@ -1,0 +1,320 @@
+//! One pass over a record: the copy of the record that is being changed, what is seen, and the small vocabulary in
+//! which the steps are written (advance, ask for an effect, wait, undo). No decisions of the protocol are made here.
+
+use std::time::Duration;
+
+use berth_api::moves::{MoveError, Progress as MoveProgress, PutBack, StepRecord, UndoCause};
+use berth_api::{MicroTime, Outcome as MoveOutcome, Reason, Step};
+use jiff::Timestamp;
+
+use super::effect::{Effect, EffectKind, End, Request};
+use super::view::{Copy, EndView, Task, View, Wish, source_places, target_places};
+use crate::marks;
+use crate::model::{Instance, InstanceRef};
+use crate::records::Record;
+use crate::server::{FailureKind, ServerError};
+
+/// What to do with the record, and then.
+#[derive(Clone, Debug)]
+pub struct Transition {
+    /// The record as it is to be; write it before anything else if it differs.
+    pub record: Record,
+    /// What to ask the servers for afterwards.
+    pub effect: Option<Effect>,
+    /// When to look again.
+    pub look: Look,
+}
+
+/// When to look again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Look {
+    /// At once.
+    Now,
+    /// After that time, or when something changes.
+    After(Duration),
+    /// Nothing more is to be done for this move.
+    Done,
+}
+
+/// How long to wait for an end that does not answer before looking again.
+const RETRY: Duration = Duration::from_secs(1);
+/// Longest wait between two looks.
+const RETRY_MAX: Duration = Duration::from_secs(30);
+
+pub(super) struct Pass<'a> {
+    pub record: Record,
+    pub view: &'a View,
+    pub now: Timestamp,
+}
+
+impl<'a> Pass<'a> {
+    pub fn new(record: &Record, view: &'a View, now: Timestamp) -> Self {
+        Self {
+            record: record.clone(),
+            view,
+            now,
+        }
+    }
+
+    pub fn step(&self) -> Option<Step> {
+        self.record.status.step()
+    }
+
+    /// Nothing to do.
+    pub fn rest(&self) -> Transition {
+        Transition {
+            record: self.record.clone(),
+            effect: None,
+            look: Look::Done,
+        }
+    }
+
+    /// Look again after `after` or when something changes.
+    pub fn wait(&self, after: Duration) -> Transition {
+        Transition {
+            record: self.record.clone(),
+            effect: None,
+            look: Look::After(after),
+        }
+    }
+
+    /// Write the record and look again at once.
+    pub fn go_on(&self) -> Transition {
+        Transition {
+            record: self.record.clone(),
+            effect: None,
+            look: Look::Now,
+        }
+    }
+
+    /// Write the record, then ask for `request`.
+    pub fn ask(&self, kind: EffectKind, end: End, at: &InstanceRef, request: Request) -> Transition {
+        let needs_lease = matches!(
+            request,
+            Request::Stop { .. } | Request::ForceStop | Request::Rename { .. }
+        );
+        if needs_lease && !self.view.lease_is_safe {
+            return self.wait(RETRY);
+        }
+        let effect = Some(Effect {
+            kind,
+            end,
+            at: at.clone(),
+            request,
+        });
+        Transition {
+            record: self.record.clone(),
+            effect,
+            look: Look::Now,
+        }
+    }
+
+    /// While this controller itself carries out an effect there is nothing to decide, but to cancel a transfer that is
+    /// no longer wanted.
+    pub fn wait_for_task(&mut self, step: Step) -> Option<Transition> {
+        let Task::Busy { effect, progress } = &self.view.task else {
+            return None;
+        };
+        if let (EffectKind::Transfer, Some(p)) = (effect, progress) {
+            self.record.status.progress = Some(MoveProgress {
+                percent: p.percent,
+                bytes: Some(p.bytes),
+                bytes_per_second: Some(p.bytes_per_second),
+                ..self.record.status.progress.clone().unwrap_or_default()
+            });
+        }
+        if *effect == EffectKind::Transfer && (step == Step::Undoing || self.undo_wished().is_some()) {
+            if step != Step::Undoing {
+                return Some(self.undo_as_wished());
+            }
+            let at = InstanceRef::new(&self.record.spec.from.project, &self.record.spec.from.name);
+            let mut cancel = self.ask(EffectKind::Cancel, End::Source, &at, Request::Cancel);
+            cancel.look = Look::After(RETRY);
+            return Some(cancel);
+        }
+        Some(self.wait(Duration::from_secs(5)))
+    }
+
+    /// Enters `step`.
+    pub fn advance(&mut self, step: Step) {
+        self.record.status.step = Some(step.as_str().to_owned());
+        let at = MicroTime(self.now);
+        self.record.status.steps.push(StepRecord {
+            step: step.as_str().to_owned(),
+            at,
+        });
+        self.record.status.last_error = None;
+    }
+
+    /// Ends the move.
+    pub fn finish(&mut self, outcome: MoveOutcome) -> Transition {
+        self.record.status.outcome = Some(outcome.as_str().to_owned());
+        self.record.status.finished_at = Some(MicroTime(self.now));
+        self.record.status.progress = None;
+        self.go_on()
+    }
+
+    fn undo_wished(&self) -> Option<(Reason, &str)> {
+        match &self.view.wish {
+            Wish::Continue(_) => None,
+            Wish::Undo { reason, message } => Some((*reason, message)),
+        }
+    }
+
+    /// If the placement wants it undone: the transition into the undo.
+    pub fn undo_if_wished(&mut self) -> Option<Transition> {
+        self.undo_wished().is_some().then(|| self.undo_as_wished())
+    }
+
+    fn undo_as_wished(&mut self) -> Transition {
+        let (reason, message) = match &self.view.wish {
+            Wish::Undo { reason, message } => (*reason, message.clone()),
+            Wish::Continue(_) => (Reason::MoveFailed, String::new()),
+        };
+        self.undo(reason, message, None)
+    }
+
+    /// Begins the undo: once written, no one commits.
+    pub fn undo(&mut self, reason: Reason, message: impl Into<String>, fix: Option<String>) -> Transition {
+        let message = message.into();
+        self.advance(Step::Undoing);
+        let cancelled = reason == Reason::MoveCancelled;
+        self.record.status.undo = Some(UndoCause {
+            reason: reason.as_str().to_owned(),
+            message: message.clone(),
+            cancelled,
+        });
+        self.note(reason, message, fix);
+        self.go_on()
+    }
+
+    /// Remembers why something did not work.
+    pub fn note(&mut self, reason: Reason, message: impl Into<String>, fix: Option<String>) {
+        let attempts = self.record.status.last_error.as_ref().map_or(0, |e| e.attempts) + 1;
+        self.record.status.last_error = Some(MoveError {
+            reason: reason.as_str().to_owned(),
+            message: message.into(),
+            fix,
+            at: Some(MicroTime(self.now)),
+            attempts,
+        });
+    }
+
+    /// The failure of the effect `kind`, if that is what this step is told.
+    pub fn failed(&self, kind: EffectKind) -> Option<&'a ServerError> {
+        let outcome = self.view.outcome.as_ref().filter(|o| o.effect == kind)?;
+        outcome.result.as_ref().err()
+    }
+
+    /// Whether the effect `kind` is what this step is told to have succeeded.
+    pub fn succeeded(&self, kind: EffectKind) -> bool {
+        self.view
+            .outcome
+            .as_ref()
+            .is_some_and(|o| o.effect == kind && o.result.is_ok())
+    }
+
+    /// A failed effect that is simply made again: remembers the failure, and waits longer each time.
+    pub fn retry_after_failure(&mut self, kind: EffectKind) -> Option<Transition> {
+        let error = self.failed(kind)?;
+        if error.kind == FailureKind::Changed {
+            return None;
+        }
+        self.note(Reason::MoveFailed, error.to_string(), None);
+        let seconds = RETRY.as_secs() << self.attempts().clamp(1, 6);
+        Some(self.wait(Duration::from_secs(seconds).min(RETRY_MAX)))
+    }
+
+    /// How often the last effect failed in a row.
+    pub fn attempts(&self) -> i32 {
+        self.record.status.last_error.as_ref().map_or(0, |e| e.attempts)
+    }
+
+    /// Under which name the copy was made, if one was.
+    pub fn incoming(&self) -> Option<&str> {
+        self.record.status.names.as_ref().and_then(|n| n.incoming.as_deref())
+    }
+
+    /// Under which name the source goes, if it was renamed.
+    pub fn retired(&self) -> Option<&str> {
+        self.record.status.names.as_ref().and_then(|n| n.retired.as_deref())
+    }
+
+    /// Records a name before it is used.
+    pub fn set_incoming(&mut self, name: &str) {
+        self.record.status.names.get_or_insert_default().incoming = Some(name.to_owned());
+    }
+
+    /// Records a name before it is used.
+    pub fn set_retired(&mut self, name: &str) {
+        self.record.status.names.get_or_insert_default().retired = Some(name.to_owned());
+    }
+
+    /// The instance on the source's side, wherever it is now.
+    pub fn source(&self) -> Option<&'a Copy> {
+        source_places(&self.record)
+            .iter()
+            .find_map(|at| self.ours(&self.view.source, at))
+    }
+
+    /// The copy on the target's side, wherever it is now.
+    pub fn target(&self) -> Option<&'a Copy> {
+        target_places(&self.record).iter().find_map(|at| {
+            self.ours(&self.view.target, at)
+                .filter(|c| self.carries_mark(&c.fresh.instance))
+        })
+    }
+
+    fn ours(&self, end: &'a EndView, at: &InstanceRef) -> Option<&'a Copy> {
+        end.copy(at)
+            .filter(|c| c.fresh.instance.uuid() == Some(self.record.spec.from.uuid.as_deref().unwrap_or_default()))
+    }
+
+    /// Whether the instance carries this move's id.
+    pub fn carries_mark(&self, i: &Instance) -> bool {
+        marks::move_id(i) == Some(self.record.name.as_str())
+    }
+
+    /// Waits for the end that does not answer.
+    pub fn wait_for_end(&mut self, end: &EndView) -> Option<Transition> {
+        match end {
+            EndView::Reachable { .. } => None,
+            EndView::Unreachable { .. } => Some(self.wait(RETRY)),
+        }
+    }
+
+    /// How long that end has not answered.
+    pub fn silent_for(&self, end: &EndView) -> Duration {
+        match end {
+            EndView::Reachable { .. } => Duration::ZERO,
+            EndView::Unreachable { since, .. } => {
+                Duration::from_millis(u64::try_from(self.now.as_millisecond() - since.as_millisecond()).unwrap_or(0))
+            }
+        }
+    }
+
+    /// Remembers the old value of a key, once.
+    pub fn keep(&mut self, key: &str, value: Option<&String>) {
+        if !self.record.status.put_back.iter().any(|p| p.key == key) {
+            self.record.status.put_back.push(PutBack {
+                key: key.to_owned(),
+                value: value.cloned(),
+            });
+        }
+    }
+
+    /// The old value of a key, if it was remembered: `Some(None)` means it was unset.
+    pub fn kept(&self, key: &str) -> Option<Option<&str>> {
+        self.record
+            .status
+            .put_back
+            .iter()
+            .find(|p| p.key == key)
+            .map(|p| p.value.as_deref())
+    }
+
+    /// Whether a remembered boolean was true.
+    pub fn kept_true(&self, key: &str) -> bool {
+        self.kept(key).flatten() == Some("true")
+    }
+}

@@ -1,0 +1,223 @@
+//! Undoing: the source becomes what it was (first), then the copy goes. Once this step is written, no one commits.
+
+use std::time::Duration;
+
+use berth_api::{MicroTime, Outcome as MoveOutcome, Reason};
+
+use super::cold::leftover_fix;
+use super::effect::{EffectKind, End, Request};
+use super::finish::{put_back_cloud_init, remove_strays, restore_keys, unmark};
+use super::pass::{Pass, Transition};
+use super::view::{Copy, EndView, target_places};
+use crate::marks;
+use crate::model::{Definition, InstanceRef, Power, Product};
+
+const POLL: Duration = Duration::from_secs(1);
+/// LXD lets go of an instance at once after a stop that timed out; for so long its guest may still go down.
+const LATE_STOP: Duration = Duration::from_secs(600);
+/// How often the deletion of a copy is tried before a person has to look.
+const REMOVE_ATTEMPTS: i32 = 5;
+
+pub(super) fn undoing(p: &mut Pass<'_>) -> Transition {
+    let view = p.view;
+    if let Some(t) = p.wait_for_end(&view.source) {
+        return t;
+    }
+    if let Some(source) = p.source() {
+        if let Some(t) = restore_source(p, source) {
+            return t;
+        }
+    }
+    if super::is_internal(&p.record) {
+        return end(p);
+    }
+    // nothing was ever sent to the target: it need not answer
+    if p.incoming().is_none() {
+        return end(p);
+    }
+    if let Some(t) = p.wait_for_end(&view.target) {
+        return t;
+    }
+    if let Some(t) = remove_copy(p) {
+        return t;
+    }
+    end(p)
+}
+
+/// Guard and marks off, everything put back, running again if it ran.
+fn restore_source(p: &mut Pass<'_>, source: &Copy) -> Option<Transition> {
+    let i = &source.fresh.instance;
+    if p.carries_mark(i) && i.power == Power::Stopped {
+        return restore_stopped(p, source);
+    }
+    if p.carries_mark(i) {
+        // it runs: the marks come off; a stop that timed out may still happen, so it is watched until the server lets go
+        if p.failed(EffectKind::Unmark).is_some_and(|e| e.is_transient()) {
+            let retry = p.retry_after_failure(EffectKind::Unmark)?;
+            return Some(stop_pending(p, retry));
+        }
+        return restore_running(p, source);
+    }
+    if let Some(t) = put_back_cloud_init(p, source, End::Source) {
+        return Some(t);
+    }
+    let ran = p.record.status.ran_before == Some(true);
+    if ran && i.power == Power::Stopped {
+        if let Some(t) = p.retry_after_failure(EffectKind::Start) {
+            return Some(t);
+        }
+        return Some(p.ask(
+            EffectKind::Start,
+            End::Source,
+            &i.at,
+            Request::Start { stateful: false },
+        ));
+    }
+    if ran && i.power == Power::Running && p.record.status.stopped_at.is_none() && late_stop_is_possible(p) {
+        return Some(p.wait(POLL * 10));
+    }
+    None
+}
+
+fn restore_stopped(p: &mut Pass<'_>, source: &Copy) -> Option<Transition> {
+    let i = &source.fresh.instance;
+    if p.record.status.stopped_at.is_none() && p.record.status.stop_requested_at.is_some() {
+        // the stop that timed out has happened after all
+        p.record.status.stopped_at = Some(MicroTime(p.now));
+    }
+    if i.at.name != p.record.spec.from.name {
+        if let Some(t) = p.retry_after_failure(EffectKind::Hide) {
+            return Some(t);
+        }
+        let name = p.record.spec.from.name.clone();
+        return Some(p.ask(EffectKind::Hide, End::Source, &i.at, Request::Rename { name }));
+    }
+    if let Some(t) = p.retry_after_failure(EffectKind::Restore) {
+        return Some(t);
+    }
+    let mut definition = Definition::from(i);
+    marks::strip(&mut definition, p.record.spec.guard.source);
+    restore_keys(p, &mut definition);
+    // an ephemeral instance that is stopped would be deleted by its next stop only, so it is safe to say so again
+    let etag = source.fresh.etag.clone();
+    Some(p.ask(
+        EffectKind::Restore,
+        End::Source,
+        &i.at,
+        Request::Put { definition, etag },
+    ))
+}
+
+/// The instance runs: what was changed before the stop goes back by a merge, which a running instance accepts.
+fn restore_running(p: &mut Pass<'_>, source: &Copy) -> Option<Transition> {
+    let i = &source.fresh.instance;
+    let guarded = i.devices.contains_key(marks::GUARD)
+        || p.kept(marks::AUTOSTART).flatten() != i.config.get(marks::AUTOSTART).map(String::as_str);
+    if guarded {
+        let mut definition = Definition::from(i);
+        marks::strip(&mut definition, p.record.spec.guard.source);
+        restore_keys(p, &mut definition);
+        if let Some(t) = p.retry_after_failure(EffectKind::Restore) {
+            return Some(t);
+        }
+        let etag = source.fresh.etag.clone();
+        return Some(p.ask(
+            EffectKind::Restore,
+            End::Source,
+            &i.at,
+            Request::Put { definition, etag },
+        ));
+    }
+    let mut t = unmark(p, source, End::Source)?;
+    if p.kept_true(marks::EPHEMERAL) {
+        if let Some(Request::Patch { change, .. }) = t.effect.as_mut().map(|e| &mut e.request) {
+            change.ephemeral = Some(true);
+        }
+    }
+    Some(t)
+}
+
+fn stop_pending(p: &mut Pass<'_>, mut retry: Transition) -> Transition {
+    let name = &p.record.spec.from.name;
+    let message = format!(
+        "{name} did not stop in time and its server refuses every change until it has stopped; it is then started again"
+    );
+    p.note(Reason::StopPending, message, None);
+    retry.record = p.record.clone();
+    retry
+}
+
+/// Whether a graceful stop that timed out on LXD may still happen.
+fn late_stop_is_possible(p: &Pass<'_>) -> bool {
+    let EndView::Reachable { facts, .. } = &p.view.source else {
+        return false;
+    };
+    let timed_out = p
+        .record
+        .status
+        .undo
+        .as_ref()
+        .is_some_and(|u| u.reason == Reason::StopPending.as_str());
+    let Some(asked) = p.record.status.stop_requested_at.as_ref() else {
+        return false;
+    };
+    let since = p.now.as_millisecond() - asked.0.as_millisecond();
+    facts.product == Product::Lxd && timed_out && u128::try_from(since).unwrap_or(0) < LATE_STOP.as_millis()
+}
+
+/// The copy goes: a complete one under a unique name of its own, a half-made one under the name it was made with.
+fn remove_copy(p: &mut Pass<'_>) -> Option<Transition> {
+    let view = p.view;
+    for at in target_places(&p.record) {
+        if view.target.busy(&at) {
+            return Some(p.wait(POLL));
+        }
+    }
+    let Some(target) = p.target() else {
+        return remove_strays(p);
+    };
+    let i = &target.fresh.instance;
+    if i.may_run() {
+        let message = format!(
+            "the copy {} on {} runs, so it was left alone",
+            i.at, p.record.spec.to.server
+        );
+        p.note(Reason::NeedsAttention, message, None);
+        return Some(p.finish(MoveOutcome::NeedsAttention));
+    }
+    if Some(i.at.name.as_str()) != p.incoming() {
+        // it had its real name already, so it is complete: away from that name first, then it is looked at once more
+        if let Some(t) = p.retry_after_failure(EffectKind::Rename) {
+            return Some(t);
+        }
+        let name = marks::unique_name(&p.view.random, &p.record.spec.to.name);
+        p.set_incoming(&name);
+        return Some(p.ask(EffectKind::Rename, End::Target, &i.at, Request::Rename { name }));
+    }
+    if let Some(t) = p.retry_after_failure(EffectKind::Remove) {
+        if p.attempts() >= REMOVE_ATTEMPTS {
+            return Some(leftover(p, &i.at));
+        }
+        return Some(t);
+    }
+    Some(p.ask(EffectKind::Remove, End::Target, &i.at, Request::Remove))
+}
+
+fn leftover(p: &mut Pass<'_>, at: &InstanceRef) -> Transition {
+    let message = format!(
+        "the half-made copy {at} on {} cannot be deleted",
+        p.record.spec.to.server
+    );
+    let fix = leftover_fix(p, at);
+    p.note(Reason::LeftoverVolume, message, Some(fix));
+    p.finish(MoveOutcome::NeedsAttention)
+}
+
+fn end(p: &mut Pass<'_>) -> Transition {
+    let cancelled = p.record.status.undo.as_ref().is_some_and(|u| u.cancelled);
+    p.finish(if cancelled {
+        MoveOutcome::Cancelled
+    } else {
+        MoveOutcome::Undone
+    })
+}

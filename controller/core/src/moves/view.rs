@@ -1,0 +1,208 @@
+//! What a step sees: both ends of the move read afresh, what this controller has in hand, and what the placement
+//! wants of the move now. Also says which reads a step needs ([`reads`]), so that nothing else is asked for.
+
+use std::sync::Arc;
+
+use berth_api::{Reason, Step};
+use jiff::Timestamp;
+
+use super::effect::{EffectKind, End};
+use crate::marks;
+use crate::model::{Fresh, InstanceRef, ServerFacts, Snapshot};
+use crate::records::Record;
+use crate::server::{Operation, Progress, ServerError};
+
+/// Everything a step is decided from.
+#[derive(Clone, Debug)]
+pub struct View {
+    /// Where the instance is.
+    pub source: EndView,
+    /// Where it goes (for a move inside one server: the same server).
+    pub target: EndView,
+    /// What this controller itself is doing for the move.
+    pub task: Task,
+    /// How the last effect ended; shown to one step only.
+    pub outcome: Option<Outcome>,
+    /// What the placement wants of this move now.
+    pub wish: Wish,
+    /// Names of the other moves that are not finished.
+    pub open_moves: Vec<String>,
+    /// Eight random characters that were never used before, for unique names.
+    pub random: String,
+    /// Whether requests without a precondition may be sent: the lease holds for more than ten seconds.
+    pub lease_is_safe: bool,
+}
+
+/// One end of a move.
+#[derive(Clone, Debug)]
+pub enum EndView {
+    /// It does not answer, or is not the server that the record names.
+    Unreachable {
+        /// Since when.
+        since: Timestamp,
+        /// What was tried and what happened.
+        message: String,
+    },
+    /// It answers.
+    Reachable {
+        /// What it is.
+        facts: Arc<ServerFacts>,
+        /// What was read for this pass.
+        copies: Vec<Copy>,
+        /// Its running operations, if they were read.
+        operations: Vec<Operation>,
+        /// Names of instances that carry this move's mark under unique names that the record no longer uses.
+        strays: Vec<InstanceRef>,
+    },
+}
+
+impl EndView {
+    /// The copy of that place, if it exists. `None` also where the end is unreachable.
+    pub fn copy(&self, at: &InstanceRef) -> Option<&Copy> {
+        match self {
+            EndView::Unreachable { .. } => None,
+            EndView::Reachable { copies, .. } => copies.iter().find(|c| &c.fresh.instance.at == at),
+        }
+    }
+
+    /// Whether an operation names that place.
+    pub fn busy(&self, at: &InstanceRef) -> bool {
+        match self {
+            EndView::Unreachable { .. } => false,
+            EndView::Reachable { operations, .. } => operations.iter().any(|o| o.instances.contains(at)),
+        }
+    }
+}
+
+/// One instance of a move, read afresh.
+#[derive(Clone, Debug)]
+pub struct Copy {
+    /// The instance and its entity tag.
+    pub fresh: Fresh,
+    /// Its snapshots, where the step needs them.
+    pub snapshots: Option<Vec<Snapshot>>,
+}
+
+/// What this controller itself is doing for the move.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Task {
+    /// Nothing.
+    Idle,
+    /// It carries out an effect.
+    Busy {
+        /// Which.
+        effect: EffectKind,
+        /// How far it is, as far as the server tells.
+        progress: Option<Progress>,
+    },
+}
+
+/// How the last effect ended.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Outcome {
+    /// Which effect.
+    pub effect: EffectKind,
+    /// How it ended. For a transfer `Ok` means that success of both operations was seen.
+    pub result: Result<(), ServerError>,
+}
+
+/// What the placement wants of a move that runs.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Wish {
+    /// Go on.
+    Continue(StopRules),
+    /// Undo it if it is not committed yet.
+    Undo {
+        /// Why: the reason that the placement shows afterwards.
+        reason: Reason,
+        /// The same in a sentence.
+        message: String,
+    },
+}
+
+/// What the placement allows when the instance is to be stopped; read anew before the stop.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StopRules {
+    /// How long the guest has.
+    pub timeout: std::time::Duration,
+    /// Whether it may be stopped by force when that time is over.
+    pub force: bool,
+}
+
+/// One read that a step needs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Read {
+    /// An instance, with its snapshots or without.
+    Instance {
+        /// Where.
+        end: End,
+        /// Which.
+        at: InstanceRef,
+        /// Whether its snapshots are needed.
+        snapshots: bool,
+    },
+    /// The running operations.
+    Operations(End),
+}
+
+/// Where the record's instances are looked for.
+pub fn source_places(record: &Record) -> Vec<InstanceRef> {
+    let from = &record.spec.from;
+    let mut places = vec![InstanceRef::new(&from.project, &from.name)];
+    let retired = record.status.names.as_ref().and_then(|n| n.retired.as_ref());
+    places.extend(retired.map(|n| InstanceRef::new(&from.project, n)));
+    places
+}
+
+/// Where the record's copy is looked for on the target.
+pub fn target_places(record: &Record) -> Vec<InstanceRef> {
+    let to = &record.spec.to;
+    let incoming = record.status.names.as_ref().and_then(|n| n.incoming.as_ref());
+    let mut places: Vec<_> = incoming.map(|n| InstanceRef::new(&to.project, n)).into_iter().collect();
+    places.push(InstanceRef::new(&to.project, &to.name));
+    places
+}
+
+/// The reads that the next step of `record` needs.
+pub fn reads(record: &Record) -> Vec<Read> {
+    let step = record.status.step().unwrap_or(Step::Accepted);
+    let verifying = matches!(step, Step::Transferred | Step::Stopped | Step::Verified);
+    let mut reads: Vec<Read> = source_places(record)
+        .into_iter()
+        .map(|at| Read::Instance {
+            end: End::Source,
+            at,
+            snapshots: verifying,
+        })
+        .collect();
+    if super::is_internal(record) {
+        let to = InstanceRef::new(&record.spec.to.project, &record.spec.to.name);
+        if !source_places(record).contains(&to) {
+            reads.push(Read::Instance {
+                end: End::Source,
+                at: to,
+                snapshots: false,
+            });
+        }
+        reads.push(Read::Operations(End::Source));
+        return reads;
+    }
+    if matches!(step, Step::Accepted | Step::Marked) {
+        return reads;
+    }
+    reads.extend(target_places(record).into_iter().map(|at| {
+        let snapshots = verifying && marks::is_unique_name(&at.name);
+        Read::Instance {
+            end: End::Target,
+            at,
+            snapshots,
+        }
+    }));
+    let outcome_may_be_lost =
+        step == Step::Stopped && record.status.names.as_ref().is_some_and(|n| n.incoming.is_some());
+    if outcome_may_be_lost || step == Step::Undoing {
+        reads.push(Read::Operations(End::Target));
+        reads.push(Read::Operations(End::Source));
+    }
+    reads
+}
