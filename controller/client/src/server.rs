@@ -1,0 +1,214 @@
+//! The port, verb by verb: which request each one is. No decisions, no retries.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use berth_core::model::{Change, Definition, Fresh, Instance, InstanceRef, ServerFacts, Snapshot};
+use berth_core::server::{
+    AcceptRequest, Channel, FailureKind, OfferRequest, Operation, OperationId, OperationState, PowerAction, Relocation,
+    Result, Server, ServerEvent,
+};
+use futures::stream::BoxStream;
+use reqwest::Method;
+use serde::de::IgnoredAny;
+
+use crate::answer::Answer;
+use crate::http::{Call, HttpServer, INVENTORY, UNCONDITIONAL};
+use crate::observe::RequestClass;
+use crate::wire::{InstanceWire, SnapshotWire};
+use crate::{bodies, path};
+
+/// How long the end of a `PUT` that became an operation is waited for; it takes some 50 ms.
+const PUT: Duration = Duration::from_secs(30);
+
+#[async_trait]
+impl Server for HttpServer {
+    async fn facts(&self) -> Result<ServerFacts> {
+        self.read_facts().await
+    }
+
+    async fn inventory(&self) -> Result<Vec<Instance>> {
+        let path = "/1.0/instances?recursion=1&all-projects=true";
+        let call = Call::get(RequestClass::Inventory, path, "list all instances").within(INVENTORY);
+        let list: Vec<InstanceWire> = self.list(&call).await?;
+        Ok(list.into_iter().map(|wire| wire.into_model("default")).collect())
+    }
+
+    async fn instance(&self, at: &InstanceRef) -> Result<Option<Fresh>> {
+        let call = Call::get(RequestClass::Instance, path::instance(at, ""), format!("read {at}"));
+        match self.read::<InstanceWire>(&call).await {
+            Ok((wire, Some(etag))) => Ok(Some(Fresh {
+                instance: wire.into_model(&at.project),
+                etag,
+            })),
+            Ok((_, None)) => Err(self.error(&call, FailureKind::Protocol, "no ETag in the answer")),
+            Err(e) if e.kind == FailureKind::NotFound => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    async fn snapshots(&self, at: &InstanceRef) -> Result<Vec<Snapshot>> {
+        let path = path::with_query(path::instance(at, "/snapshots"), "recursion", "1");
+        let call = Call::get(RequestClass::Snapshots, path, format!("list the snapshots of {at}"));
+        Ok(SnapshotWire::into_models(self.list(&call).await?))
+    }
+
+    async fn operations(&self) -> Result<Vec<Operation>> {
+        self.running_operations().await
+    }
+
+    async fn patch(&self, at: &InstanceRef, change: &Change, etag: &str) -> Result<()> {
+        let call = Call::new(
+            Method::PATCH,
+            RequestClass::Patch,
+            path::instance(at, ""),
+            format!("change {at}"),
+        )
+        .etag(etag)
+        .body(bodies::change(change));
+        self.finish(&call).await
+    }
+
+    async fn put(&self, at: &InstanceRef, definition: &Definition, etag: &str) -> Result<()> {
+        let call = Call::new(
+            Method::PUT,
+            RequestClass::Put,
+            path::instance(at, ""),
+            format!("replace {at}"),
+        )
+        .etag(etag)
+        .body(bodies::definition(definition));
+        self.finish(&call).await
+    }
+
+    async fn set_power(&self, at: &InstanceRef, action: PowerAction) -> Result<OperationId> {
+        let what = match action {
+            PowerAction::Start { .. } => "start",
+            PowerAction::Stop { .. } => "stop",
+            PowerAction::ForceStop => "force the stop of",
+        };
+        let call = Call::new(
+            Method::PUT,
+            RequestClass::Power,
+            path::instance(at, "/state"),
+            format!("{what} {at}"),
+        )
+        .within(UNCONDITIONAL)
+        .body(bodies::power(action));
+        Ok(self.begin(&call).await?.0)
+    }
+
+    async fn snapshot(&self, at: &InstanceRef, name: &str) -> Result<OperationId> {
+        let what = format!("take snapshot {name} of {at}");
+        let call = Call::new(
+            Method::POST,
+            RequestClass::Snapshot,
+            path::instance(at, "/snapshots"),
+            what,
+        )
+        .body(bodies::snapshot(name));
+        Ok(self.begin(&call).await?.0)
+    }
+
+    async fn offer(&self, at: &InstanceRef, request: &OfferRequest) -> Result<Channel> {
+        let what = format!("offer {at} for a transfer");
+        let call =
+            Call::new(Method::POST, RequestClass::Offer, path::instance(at, ""), what).body(bodies::offer(request));
+        self.channel(&call, request.push_to.is_none()).await
+    }
+
+    async fn accept(&self, request: &AcceptRequest) -> Result<Channel> {
+        let mut path = path::with_query("/1.0/instances".to_owned(), "project", &request.at.project);
+        if let Some(member) = &request.member {
+            path = path::with_query(path, "target", member);
+        }
+        let what = format!("receive {}", request.at);
+        let call = Call::new(Method::POST, RequestClass::Accept, path, what).body(bodies::accept(request));
+        self.channel(&call, request.pull_from.is_none()).await
+    }
+
+    async fn relocate(&self, at: &InstanceRef, to: &Relocation) -> Result<OperationId> {
+        let mut path = path::instance(at, "");
+        if let Some(member) = &to.member {
+            path = path::with_query(path, "target", member);
+        }
+        let call = Call::new(
+            Method::POST,
+            RequestClass::Relocate,
+            path,
+            format!("move {at} inside the server"),
+        )
+        .within(UNCONDITIONAL)
+        .body(bodies::relocation(&at.name, to));
+        Ok(self.begin(&call).await?.0)
+    }
+
+    async fn rename(&self, at: &InstanceRef, name: &str) -> Result<OperationId> {
+        let what = format!("rename {at} to {name}");
+        let call = Call::new(Method::POST, RequestClass::Rename, path::instance(at, ""), what)
+            .within(UNCONDITIONAL)
+            .body(bodies::rename(name));
+        Ok(self.begin(&call).await?.0)
+    }
+
+    async fn remove(&self, at: &InstanceRef) -> Result<OperationId> {
+        let call = Call::new(
+            Method::DELETE,
+            RequestClass::Remove,
+            path::instance(at, ""),
+            format!("delete {at}"),
+        )
+        .within(UNCONDITIONAL);
+        Ok(self.begin(&call).await?.0)
+    }
+
+    async fn wait(&self, operation: &OperationId, timeout: Duration) -> Result<OperationState> {
+        self.wait_for(operation, timeout).await
+    }
+
+    async fn cancel(&self, operation: &OperationId) -> Result<()> {
+        let path = format!("/1.0/operations/{}", path::encode(&operation.0));
+        let call = Call::new(
+            Method::DELETE,
+            RequestClass::Cancel,
+            path,
+            format!("cancel operation {operation}"),
+        );
+        self.finish(&call).await
+    }
+
+    async fn events(&self) -> Result<BoxStream<'static, ServerEvent>> {
+        self.subscribe().await
+    }
+}
+
+impl HttpServer {
+    /// Sends a write that some servers carry out at once and others in the background, and waits for its end.
+    async fn finish(&self, call: &Call) -> Result<()> {
+        let operation = match self.ask::<IgnoredAny>(call).await? {
+            Answer::Sync { .. } => return Ok(()),
+            Answer::Async { operation, .. } => operation,
+            Answer::Error { code, text, .. } => return Err(self.refusal(call, code, text).await),
+        };
+        match self.wait_for(&operation, PUT).await? {
+            OperationState::Succeeded => Ok(()),
+            OperationState::Failed(text) => Err(self.refusal(call, 500, text).await),
+            OperationState::Running => Err(self.error(call, FailureKind::Unknown, "the server has not finished yet")),
+            OperationState::Gone => Err(self.error(call, FailureKind::Unknown, "its operation is gone")),
+        }
+    }
+
+    /// Opens one end of a migration. The end that waits for the other (`waits`) has secrets, the other end has none.
+    async fn channel(&self, call: &Call, waits: bool) -> Result<Channel> {
+        let (operation, wire) = self.begin(call).await?;
+        let secrets = if waits {
+            wire.map(|w| w.secrets()).unwrap_or_default()
+        } else {
+            Default::default()
+        };
+        if waits && !secrets.contains_key("control") {
+            return Err(self.error(call, FailureKind::Protocol, "no secrets in the answer"));
+        }
+        Ok(Channel { operation, secrets })
+    }
+}
