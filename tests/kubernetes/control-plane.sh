@@ -5,6 +5,7 @@
 #                                          (once, about 7 minutes on 2 cores); nothing to do if they are found
 #   control-plane.sh build-tools           the same for helm and kubeconform (tools/go.mod, 1-2 minutes)
 #   control-plane.sh programs              print the folder of the programs
+#   control-plane.sh check                 say in one line what is missing to start one; exit 1 if something is
 #   control-plane.sh up                    start, ready in 2-3 s; writes $KUBE_DIR/kubeconfig (cluster admin) and $KUBE_DIR/audit.log (every write)
 #   control-plane.sh restart-apiserver [SIGNAL]   kill and start the API server
 #   control-plane.sh kill-apiserver | start-apiserver
@@ -147,6 +148,7 @@ case ${1:-} in
   build) build;;
   build-tools) build_tools;;
   programs) programs;;
+  check) has "$BIN" $PROGRAMS || { echo "the control plane is not built (tests/kubernetes/control-plane.sh build)"; exit 1; };;
   up) up;;
   restart-apiserver) stop apiserver "${2:-KILL}"; start_apiserver;;
   kill-apiserver) stop apiserver "${2:-KILL}";;

@@ -1,1 +1,23 @@
-//! Placeholder.
+//! What the suites stand on: a real Kubernetes control plane, real Incus and LXD servers, the controller as a process.
+//!
+//! A suite is a test target with `harness = false` whose main is made by [`suite!`]; each test is an `async fn(Test)` and
+//! reaches everything through its [`Test`]. Nothing here uses the product's own packages: the judge does not ask the judged.
+
+mod controller;
+mod kube;
+mod lab;
+mod objects;
+
+mod rest;
+mod runner;
+mod shared;
+mod wait;
+
+pub use controller::{Controller, ControllerOptions};
+pub use kube::{AuditEvent, Kube, Kubectl};
+pub use lab::{Lab, NewInstance, Product, Server};
+pub use objects::{Placement, condition, reason};
+
+pub use rest::ApiError;
+pub use runner::{Needs, Suite, Test};
+pub use wait::{wait_for, wait_until};

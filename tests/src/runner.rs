@@ -1,0 +1,336 @@
+//! Runs a suite: sentence names, a substring as filter, tests side by side, logs kept for those that fail.
+//!
+//! Names on the command line and the summary line are libtest's, so `cargo test` users find nothing new.
+
+use std::future::Future;
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::process::ExitCode;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use libtest_mimic::{Arguments, Failed, Trial};
+use tokio::sync::RwLock;
+
+use crate::controller::{Controller, ControllerOptions};
+use crate::kube::Kube;
+use crate::lab::Lab;
+use crate::shared;
+
+/// What a suite cannot run without.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Needs {
+    /// A Kubernetes control plane.
+    Kube,
+    /// Incus and LXD servers.
+    Lab,
+}
+
+tokio::task_local! {
+    /// Where the test of this task panicked.
+    static PANIC: Arc<Mutex<Option<String>>>;
+}
+
+type Body = Box<dyn Fn(Test) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync>;
+
+/// A list of tests that becomes a program; usually written with [`suite!`](crate::suite).
+pub struct Suite {
+    name: &'static str,
+    needs: Vec<Needs>,
+    timeout: Duration,
+    side_by_side: usize,
+    tests: Vec<(String, bool, Body)>,
+}
+
+impl Suite {
+    /// An empty suite.
+    pub fn new(name: &'static str, needs: &[Needs]) -> Suite {
+        let needs = needs.to_vec();
+        Suite {
+            name,
+            needs,
+            timeout: Duration::from_secs(180),
+            side_by_side: 4,
+            tests: Vec::new(),
+        }
+    }
+
+    /// How long one test may take (default 180 s).
+    pub fn timeout(mut self, timeout: Duration) -> Suite {
+        self.timeout = timeout;
+        self
+    }
+
+    /// How many tests run side by side (default 4); `--test-threads` overrides it.
+    pub fn side_by_side(mut self, count: usize) -> Suite {
+        self.side_by_side = count;
+        self
+    }
+
+    /// Adds a test that does not mind company.
+    pub fn together<F>(self, name: &str, body: impl Fn(Test) -> F + Send + Sync + 'static) -> Suite
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        self.add(name, false, body)
+    }
+
+    /// Adds a test that must have the servers for itself, e.g. because it kills one.
+    pub fn alone<F>(self, name: &str, body: impl Fn(Test) -> F + Send + Sync + 'static) -> Suite
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        self.add(name, true, body)
+    }
+
+    fn add<F>(mut self, name: &str, alone: bool, body: impl Fn(Test) -> F + Send + Sync + 'static) -> Suite
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let name = name.rsplit("::").next().unwrap_or(name).replace('_', " ");
+        self.tests
+            .push((name, alone, Box::new(move |test| Box::pin(body(test)))));
+        self
+    }
+
+    /// Runs what the command line asks for.
+    pub fn main(self) -> ExitCode {
+        let mut arguments = Arguments::from_args();
+        std::panic::set_hook(Box::new(remember_panic));
+        arguments.test_threads.get_or_insert(self.side_by_side);
+        let missing = if arguments.list { None } else { self.what_is_missing() };
+        if let Some(reason) = &missing {
+            eprintln!("{}: skipped, {reason}", self.name);
+        }
+        let company = Arc::new(RwLock::new(()));
+        let (suite, needs, timeout) = (self.name, self.needs, self.timeout);
+        let trials = self.tests.into_iter().map(|(name, alone, body)| {
+            let (company, needs, sentence) = (Arc::clone(&company), needs.clone(), name.clone());
+            Trial::test(name, move || {
+                shared::RUNTIME.block_on(run_one(
+                    Plan {
+                        suite,
+                        sentence,
+                        alone,
+                        needs,
+                        timeout,
+                    },
+                    &company,
+                    body,
+                ))
+            })
+            .with_ignored_flag(missing.is_some())
+        });
+        let conclusion = libtest_mimic::run(&arguments, trials.collect());
+        shared::end_servers();
+        conclusion.exit_code()
+    }
+
+    fn what_is_missing(&self) -> Option<String> {
+        let kube = self.needs.contains(&Needs::Kube).then(Kube::what_is_missing).flatten();
+        kube.or_else(|| self.needs.contains(&Needs::Lab).then(Lab::what_is_missing).flatten())
+    }
+}
+
+struct Plan {
+    suite: &'static str,
+    sentence: String,
+    alone: bool,
+    needs: Vec<Needs>,
+    timeout: Duration,
+}
+
+async fn run_one(plan: Plan, company: &RwLock<()>, body: Body) -> Result<(), Failed> {
+    // whoever waits for solitude lets no newcomer in
+    let (_reader, _writer) = if plan.alone {
+        (None, Some(company.write().await))
+    } else {
+        (Some(company.read().await), None)
+    };
+    let dir = shared::work_dir()
+        .join(plan.suite)
+        .join(plan.sentence.replace(' ', "-"));
+    let _ = std::fs::remove_dir_all(&dir);
+    let test = match guarded(Test::new(plan.sentence, dir, plan.needs)).await {
+        Ok(test) => test,
+        Err(text) => return Err(Failed::from(text)),
+    };
+    let outcome = tokio::time::timeout(plan.timeout, guarded(body(test.clone()))).await;
+    let outcome = outcome.unwrap_or_else(|_| Err(format!("did not end within {:?}", plan.timeout)));
+    test.end(outcome.is_err()).await;
+    outcome.map_err(|text| Failed::from(format!("{text}\nlogs: {}", test.dir().display())))
+}
+
+/// Runs a part of a test; a panic in it becomes an error that says where.
+async fn guarded<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> Result<T, String> {
+    let place = Arc::new(Mutex::new(None));
+    let task = tokio::spawn(PANIC.scope(Arc::clone(&place), work));
+    // a test that takes too long must not go on beside the next one
+    let abort = AbortOnDrop(task.abort_handle());
+    let outcome = task.await;
+    drop(abort);
+    outcome.map_err(|error| {
+        let said = place.lock().unwrap_or_else(PoisonError::into_inner).take();
+        said.unwrap_or_else(|| error.to_string())
+    })
+}
+
+struct AbortOnDrop(tokio::task::AbortHandle);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// In a test: keeps the sentence for the report. Elsewhere: prints it, there is no report.
+fn remember_panic(info: &std::panic::PanicHookInfo<'_>) {
+    let place = info.location().map(ToString::to_string).unwrap_or_default();
+    let text = format!("{place}: {}", info.payload_as_str().unwrap_or("panicked"));
+    let kept = PANIC.try_with(|slot| {
+        slot.lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get_or_insert(text.clone());
+    });
+    if kept.is_err() {
+        eprintln!("{text}");
+    }
+}
+
+/// One running test: its servers, its namespace, its names, its folder for logs.
+#[derive(Clone)]
+pub struct Test {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    sentence: String,
+    id: String,
+    dir: PathBuf,
+    kube: Option<&'static Kube>,
+    lab: Option<&'static Lab>,
+    controllers: Mutex<Vec<Controller>>,
+}
+
+impl Test {
+    async fn new(sentence: String, dir: PathBuf, needs: Vec<Needs>) -> Test {
+        std::fs::create_dir_all(&dir).unwrap_or_else(|error| panic!("cannot make {}: {error}", dir.display()));
+        let id = shared::random_letters(5);
+        let kube = if needs.contains(&Needs::Kube) {
+            Some(Kube::shared().await)
+        } else {
+            None
+        };
+        let lab = if needs.contains(&Needs::Lab) {
+            Some(Lab::shared().await)
+        } else {
+            None
+        };
+        let test = Test {
+            inner: Arc::new(Inner {
+                sentence,
+                id,
+                dir,
+                kube,
+                lab,
+                controllers: Mutex::new(Vec::new()),
+            }),
+        };
+        if let Some(kube) = kube {
+            kube.create_namespace(&test.namespace()).await;
+        }
+        test
+    }
+
+    /// The sentence that this test proves.
+    pub fn sentence(&self) -> &str {
+        &self.inner.sentence
+    }
+
+    /// Folder for logs; kept if the test fails.
+    pub fn dir(&self) -> &Path {
+        &self.inner.dir
+    }
+
+    /// The control plane. The suite must name [`Needs::Kube`].
+    pub fn kube(&self) -> &'static Kube {
+        self.inner.kube.expect("the suite names Needs::Kube")
+    }
+
+    /// The servers. The suite must name [`Needs::Lab`].
+    pub fn lab(&self) -> &'static Lab {
+        self.inner.lab.expect("the suite names Needs::Lab")
+    }
+
+    /// This test's own namespace.
+    pub fn namespace(&self) -> String {
+        format!("test-{}", self.inner.id)
+    }
+
+    /// `name` with letters that belong to this test alone; instances so named are deleted when it ends.
+    pub fn unique(&self, name: &str) -> String {
+        format!("{name}-{}", self.inner.id)
+    }
+
+    /// Starts a controller for this test's namespace, without leader election.
+    pub async fn controller(&self) -> Controller {
+        self.controller_with(ControllerOptions::default()).await
+    }
+
+    /// Starts a controller and waits until it is ready; it is killed when the test ends.
+    pub async fn controller_with(&self, options: ControllerOptions) -> Controller {
+        let number = self.controllers().len() + 1;
+        let controller = Controller::start(self, number, options).await;
+        self.controllers().push(controller.clone());
+        controller
+    }
+
+    fn controllers(&self) -> std::sync::MutexGuard<'_, Vec<Controller>> {
+        self.inner.controllers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn end(&self, failed: bool) {
+        let controllers = std::mem::take(&mut *self.controllers());
+        for controller in controllers {
+            controller.kill().await;
+        }
+        if failed && std::env::var_os("BERTH_KEEP").is_some() {
+            return;
+        }
+        if failed && let Some(kube) = self.inner.kube {
+            let _ = std::fs::write(self.dir().join("objects.yaml"), kube.dump(&self.namespace()).await);
+        }
+        if let Some(lab) = self.inner.lab {
+            lab.delete_instances_of(&self.inner.id).await;
+        }
+        if let Some(kube) = self.inner.kube {
+            kube.delete_namespace(&self.namespace()).await;
+        }
+        if !failed {
+            let _ = std::fs::remove_dir_all(self.dir());
+        }
+    }
+}
+
+/// The `main` of a suite:
+/// ```ignore
+/// berth_tests::suite! {
+///     needs: [Kube, Lab],
+///     together: [a_running_container_moves],       // run side by side
+///     alone: [the_daemon_of_the_target_is_killed], // have the servers for themselves
+/// }
+/// ```
+#[macro_export]
+macro_rules! suite {
+    (needs: [$($need:ident),* $(,)?], $(timeout: $timeout:expr,)? $(side_by_side: $count:expr,)?
+     together: [$($together:path),* $(,)?], alone: [$($alone:path),* $(,)?] $(,)?) => {
+        fn main() -> ::std::process::ExitCode {
+            $crate::Suite::new(env!("CARGO_CRATE_NAME"), &[$($crate::Needs::$need),*])
+                $(.timeout($timeout))?
+                $(.side_by_side($count))?
+                $(.together(stringify!($together), $together))*
+                $(.alone(stringify!($alone), $alone))*
+                .main()
+        }
+    };
+}
