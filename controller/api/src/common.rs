@@ -56,6 +56,12 @@ pub struct Location {
 /// Where an instance should be. Only the server is required; what is not set stays as it is and is never drift.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("self.?member.orValue('') == '' || self.?group.orValue('') == ''")
+        .message("set either member (this one) or group (any member of it), not both"),
+    validation = Rule::new(schema::instance_name_rule("name"))
+        .message("name must be one that Incus accepts: 1 to 63 letters, digits and dashes, no dash at either end, not only digits"),
+)]
 pub struct Target {
     /// Name of the InstanceServer, in the same namespace.
     #[schemars(length(min = 1, max = 253))]
@@ -203,6 +209,10 @@ pub struct GuardPair {
 /// How an instance is stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("duration(self.timeout) >= duration('1s')")
+        .message("stop.timeout must be at least 1s, since none at all would kill the guest; to allow that after the time-out set stop.force: true"),
+)]
 pub struct Stop {
     /// How long the guest may take to shut down, at least 1s. After that the move is undone, or the guest killed with `force`.
     #[serde(default = "Stop::default_timeout")]
@@ -231,6 +241,22 @@ impl Default for Stop {
 /// Changes to the configuration on the way. The declared keys are kept so afterwards; dropping one later reverts nothing.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("!self.?noProfiles.orValue(false) || size(self.?profiles.orValue([])) == 0")
+        .message("set either profiles or noProfiles: true, not both"),
+    validation = Rule::new("!has(self.config) || self.config.all(k, !k.startsWith('volatile.') && !k.startsWith('user.berth.'))")
+        .message("config must not hold volatile.* (the server's own) or user.berth.* (Berth's own): remove these keys"),
+    validation = Rule::new("!has(self.removeConfig) || self.removeConfig.all(k, !k.startsWith('volatile.') && !k.startsWith('user.berth.'))")
+        .message("removeConfig must not hold volatile.* (the server's own) or user.berth.* (Berth's own): remove these keys"),
+    validation = Rule::new("!has(self.devices) || !('berth-guard' in self.devices)")
+        .message("devices must not hold berth-guard, which is Berth's own: give the device another name"),
+    validation = Rule::new("!has(self.removeDevices) || !self.removeDevices.exists(d, d == 'berth-guard' || d == 'root')")
+        .message("removeDevices must not hold berth-guard, which is Berth's own, or root, the instance's disk"),
+    validation = Rule::new("!has(self.config) || !has(self.removeConfig) || !self.removeConfig.exists(k, k in self.config)")
+        .message("a key is both in config and in removeConfig: keep it in one of them"),
+    validation = Rule::new("!has(self.devices) || !has(self.removeDevices) || !self.removeDevices.exists(d, d in self.devices)")
+        .message("a device is both in devices and in removeDevices: keep it in one of them"),
+)]
 pub struct Overrides {
     /// Configuration keys and their values, all of them texts: `limits.cpu: "4"`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]

@@ -19,6 +19,8 @@ use crate::{Condition, GoDuration, OperationRef, Overrides, Snapshots, Target, T
     namespaced,
     derive = "PartialEq",
     status = "InstanceCopyStatus",
+    validation = Rule::new("size(self.metadata.name) <= 63")
+        .message("metadata.name must not be longer than 63 characters: choose a shorter one"),
     doc = "A second, stopped copy of an instance, kept on another server and refreshed.",
     printcolumn(name = "Source", type_ = "string", json_path = ".status.source"),
     printcolumn(name = "Target", type_ = "string", json_path = ".status.target"),
@@ -37,6 +39,14 @@ use crate::{Condition, GoDuration, OperationRef, Overrides, Snapshots, Target, T
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new(schema::same_texts("source", &["server", "instance", "project", "placement"]))
+        .message("source cannot be changed: for another source create another InstanceCopy"),
+    validation = Rule::new(schema::same_texts("target", &["server", "member", "group", "project", "pool", "name"]))
+        .message("target cannot be changed: for another target create another InstanceCopy"),
+    validation = Rule::new("self.?target.?pool.orValue('') == '' || !('pool' in self.?overrides.?devices.?root.orValue({}))")
+        .message("the pool of the root disk is set twice: remove overrides.devices.root.pool and keep target.pool"),
+)]
 pub struct InstanceCopySpec {
     /// What is copied: either `server` and `instance`, or `placement`. Cannot be changed later.
     pub source: CopySource,
@@ -65,6 +75,10 @@ pub struct InstanceCopySpec {
 /// What is copied: either `server` and `instance`, or `placement`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("self.?placement.orValue('') != '' ? (self.?server.orValue('') == '' && self.?instance.orValue('') == '' && self.?project.orValue('') == '') : (self.?server.orValue('') != '' && self.?instance.orValue('') != '')")
+        .message("source needs either server and instance (and project), or placement, not both"),
+)]
 pub struct CopySource {
     /// Name of the InstanceServer that the source is on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -87,8 +101,16 @@ pub struct CopySource {
 /// How often a copy is refreshed: either `interval` or `schedule`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("has(self.interval) != (self.?schedule.orValue('') != '')")
+        .message("refresh needs exactly one of interval and schedule"),
+    validation = Rule::new("!has(self.interval) || duration(self.interval) >= duration('1s')")
+        .message("refresh.interval must be at least 1s"),
+    validation = Rule::new("self.?schedule.orValue('') == '' || self.schedule.matches('^[^ ]+( [^ ]+){4}$')")
+        .message("schedule must be five fields with one space between: minute, hour, day of month, month, day of week, for example 0 2 * * *"),
+)]
 pub struct Refresh {
-    /// Time between the starts of two refreshes, at least 1m. Excludes `schedule`.
+    /// Time between the starts of two refreshes. Excludes `schedule`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub interval: Option<GoDuration>,
     /// When to refresh, in cron's five fields and UTC: minute, hour, day of month, month, day of week. Excludes `interval`.

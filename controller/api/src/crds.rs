@@ -1,7 +1,7 @@
 //! The CustomResourceDefinitions, made from the types. What the derive cannot express is done here, once, for all kinds.
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
-    CustomResourceDefinition, JSONSchemaProps, JSONSchemaPropsOrArray, JSONSchemaPropsOrBool,
+    CustomResourceDefinition, JSONSchemaProps, JSONSchemaPropsOrArray,
 };
 use kube::CustomResourceExt;
 
@@ -37,7 +37,7 @@ fn finish(mut crd: CustomResourceDefinition) -> CustomResourceDefinition {
 }
 
 /// Takes `nullable` off every field: an explicit null then means absent, as everywhere in Kubernetes, and `has()` in a
-/// rule means what it says. A default of null would be invalid.
+/// rule means what it says. A default of null would be invalid. The values of maps keep it: there a rule refuses nulls.
 fn tidy(schema: &mut JSONSchemaProps) {
     schema.nullable = None;
     if schema.default.as_ref().is_some_and(|default| default.0.is_null()) {
@@ -54,8 +54,5 @@ fn tidy(schema: &mut JSONSchemaProps) {
         Some(JSONSchemaPropsOrArray::Schema(item)) => tidy(item),
         Some(JSONSchemaPropsOrArray::Schemas(items)) => items.iter_mut().for_each(tidy),
         None => {}
-    }
-    if let Some(JSONSchemaPropsOrBool::Schema(value)) = &mut schema.additional_properties {
-        tidy(value);
     }
 }

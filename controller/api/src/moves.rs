@@ -37,6 +37,18 @@ use crate::{
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new(schema::same(&["placement", "placementUID", "attempt", "planDigest", "method", "guard", "transfer", "instanceType", "powerAfter", "snapshots", "stop", "keepSource"]))
+        .message("the spec of an InstanceMove is the plan that was decided and cannot be changed, but for cancel: change the InstancePlacement"),
+    validation = Rule::new(schema::same_optional(&["generation", "warm", "live", "timeout"]))
+        .message("the spec of an InstanceMove is the plan that was decided and cannot be changed, but for cancel: change the InstancePlacement"),
+    validation = Rule::new(schema::same(&["from", "to"]))
+        .message("from and to of an InstanceMove cannot be changed: change spec.target of the InstancePlacement"),
+    validation = Rule::new(schema::same_optional(&["overrides"]))
+        .message("overrides of an InstanceMove cannot be changed: change those of the InstancePlacement"),
+    validation = Rule::new("!oldSelf.?cancel.orValue(false) || self.?cancel.orValue(false)")
+        .message("cancel cannot be taken back: to move after all change the InstancePlacement or set its annotation reconcile.fluxcd.io/requestedAt"),
+)]
 pub struct InstanceMoveSpec {
     /// Name of the InstancePlacement.
     #[schemars(length(min = 1, max = 253))]

@@ -9,6 +9,14 @@ use crate::{
     TransferMode, present, schema,
 };
 
+const NAMED: &str = "self.spec.?instance.?name.orValue('') != ''";
+const OLD_NAMED: &str = "oldSelf.spec.?instance.?name.orValue('') != ''";
+
+/// The project that counts: the one set, else `default`.
+fn project(object: &str) -> String {
+    format!("({object}.spec.?instance.?project.orValue('') != '' ? {object}.spec.instance.project : 'default')")
+}
+
 /// Where one instance should live, and how it may be brought there.
 #[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[kube(
@@ -22,6 +30,16 @@ use crate::{
     derive = "PartialEq",
     status = "InstancePlacementStatus",
     doc = "Where one Incus or LXD instance should live. Deleting it never touches the instance.",
+    validation = Rule::new("size(self.metadata.name) <= 63")
+        .message("metadata.name must not be longer than 63 characters: choose a shorter one and set spec.instance.name"),
+    validation = Rule::new(format!("{NAMED} || (!self.metadata.name.contains('.') && !self.metadata.name.matches('^[0-9]+$'))"))
+        .message("metadata.name is no valid instance name (letters, digits and dashes, not only digits): set spec.instance.name"),
+    validation = Rule::new(format!("({NAMED} ? self.spec.instance.name : self.metadata.name) == ({OLD_NAMED} ? oldSelf.spec.instance.name : oldSelf.metadata.name)"))
+        .message("spec.instance.name cannot be changed: to rename the instance set spec.target.name, for another instance create another placement"),
+    validation = Rule::new(format!("{} == {}", project("self"), project("oldSelf")))
+        .message("spec.instance.project cannot be changed: to move the instance set spec.target.project, for another instance create another placement"),
+    validation = Rule::new("oldSelf.spec.?instance.?uuid.orValue('') in ['', self.spec.?instance.?uuid.orValue('')]")
+        .message("spec.instance.uuid can be added, but not changed or removed: for another instance create another placement"),
     printcolumn(name = "Instance", type_ = "string", json_path = ".status.location.name"),
     printcolumn(name = "Server", type_ = "string", json_path = ".status.location.server"),
     printcolumn(name = "Target", type_ = "string", json_path = ".status.target"),
@@ -59,6 +77,12 @@ use crate::{
     )
 )]
 #[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("self.?target.?pool.orValue('') == '' || !('pool' in self.?overrides.?devices.?root.orValue({}))")
+        .message("the pool of the root disk is set twice: remove overrides.devices.root.pool and keep target.pool"),
+    validation = Rule::new("self.methods.all(m, self.methods.exists_one(other, other == m))")
+        .message("methods names a method twice: keep each once, in order of preference"),
+)]
 pub struct InstancePlacementSpec {
     /// Which instance is meant. Its name and project cannot be changed later.
     #[serde(default, skip_serializing_if = "InstanceRef::is_empty")]
@@ -175,6 +199,12 @@ impl InstancePlacement {
 /// Which instance is meant.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new(schema::instance_name_rule("name"))
+        .message("name must be one that Incus accepts: 1 to 63 letters, digits and dashes, no dash at either end, not only digits"),
+    validation = Rule::new("self.?uuid.orValue('') == '' || self.uuid.matches('^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$')")
+        .message("uuid must be the instance's volatile.uuid, in lower case: `incus config get NAME volatile.uuid`"),
+)]
 pub struct InstanceRef {
     /// Name of the instance. Default: the name of this object.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -287,8 +317,13 @@ impl Default for Live {
 }
 
 /// A time, coming round again and again, in which moves may stop the instance.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("self.schedule.matches('^[^ ]+( [^ ]+){4}$')")
+        .message("schedule must be five fields with one space between: minute, hour, day of month, month, day of week, for example 0 2 * * 6"),
+    validation = Rule::new("duration(self.duration) >= duration('1m')").message("duration must be at least 1m"),
+)]
 pub struct Window {
     /// When it opens, in cron's five fields: minute, hour, day of month, month, day of week. `0 2 * * 6`: Saturdays at two.
     #[schemars(length(min = 9, max = 128))]

@@ -48,12 +48,19 @@ pub(crate) fn addresses(_: &mut SchemaGenerator) -> Schema {
     })
 }
 
+/// Rule: no value of the map is null. Without it the API server would silently drop such a value, and the user's wish with it.
+/// It holds only together with `nullable: true` on the values, and `dyn` lets a value that is typed be compared with null.
+fn no_nulls(message: &str) -> serde_json::Value {
+    serde_json::json!([{"rule": "self.all(k, dyn(self[k]) != null)", "message": message}])
+}
+
 /// Configuration of an instance: keys with text values (cloud-init documents included).
 pub(crate) fn config(_: &mut SchemaGenerator) -> Schema {
     json_schema!({
         "type": "object",
         "maxProperties": 128,
-        "additionalProperties": {"type": "string", "maxLength": 65536},
+        "additionalProperties": {"type": "string", "maxLength": 65536, "nullable": true},
+        "x-kubernetes-validations": no_nulls("a value in config is null: to remove a key of the instance's own list it in removeConfig"),
     })
 }
 
@@ -62,10 +69,13 @@ pub(crate) fn devices(_: &mut SchemaGenerator) -> Schema {
     json_schema!({
         "type": "object",
         "maxProperties": 64,
+        "x-kubernetes-validations": no_nulls("a device is null: to remove a device of the instance's own list it in removeDevices"),
         "additionalProperties": {
             "type": "object",
+            "nullable": true,
             "maxProperties": 64,
-            "additionalProperties": {"type": "string", "maxLength": 4096},
+            "additionalProperties": {"type": "string", "maxLength": 4096, "nullable": true},
+            "x-kubernetes-validations": no_nulls("a key of a device is null: leave it out, or set it to an empty text"),
         },
     })
 }
@@ -99,4 +109,36 @@ pub(crate) fn conditions(_: &mut SchemaGenerator) -> Schema {
             },
         },
     })
+}
+
+/// Rule: an optional field, unless absent or empty, is a name that both products accept for an instance.
+pub(crate) fn instance_name_rule(field: &str) -> String {
+    format!(
+        "self.?{field}.orValue('') == '' || (self.{field}.matches('^[a-zA-Z0-9]([a-zA-Z0-9-]{{0,61}}[a-zA-Z0-9])?$') && \
+         !self.{field}.matches('^[0-9]+$'))"
+    )
+}
+
+/// Rule: required fields (or those with a default) are as they were.
+pub(crate) fn same(fields: &[&str]) -> String {
+    fields
+        .iter()
+        .map(|field| format!("self.{field} == oldSelf.{field}"))
+        .collect::<Vec<_>>()
+        .join(" && ")
+}
+
+/// Rule: optional fields are as they were. Not `self.?field == oldSelf.?field`: of that the API server cannot tell the cost.
+pub(crate) fn same_optional(fields: &[&str]) -> String {
+    let rule = |field: &&str| {
+        format!("has(self.{field}) == has(oldSelf.{field}) && (!has(self.{field}) || self.{field} == oldSelf.{field})")
+    };
+    fields.iter().map(rule).collect::<Vec<_>>().join(" && ")
+}
+
+/// Rule: the texts within an object are as they were, where an empty one means absent.
+pub(crate) fn same_texts(object: &str, fields: &[&str]) -> String {
+    let text = |side: &str, field: &str| format!("(has({side}.{object}.{field}) ? {side}.{object}.{field} : '')");
+    let rule = |field: &&str| format!("{} == {}", text("self", field), text("oldSelf", field));
+    fields.iter().map(rule).collect::<Vec<_>>().join(" && ")
 }

@@ -38,6 +38,15 @@ use crate::{Condition, GoDuration, Name, Transfer, schema};
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("self.addresses.all(a, a.matches('^https://[^/?#@]+/?$'))")
+        .message("addresses must be https://host:port, without a path; servers are never spoken to without TLS"),
+    validation = Rule::new("self.?peerAddress.orValue('') == '' || self.peerAddress.matches('^https://[^/?#@]+/?$')")
+        .message("peerAddress must be https://host:port, without a path; servers are never spoken to without TLS"),
+    validation = Rule::new("has(self.serverCertificate) || has(self.credentials.trustTokenRef)")
+        .message("serverCertificate is required, unless credentials.trustTokenRef is set: add its fingerprint (`incus info | grep fingerprint`), pem or systemRoots: true"),
+    validation = Rule::new("duration(self.interval) >= duration('1s')").message("interval must be at least 1s"),
+)]
 pub struct InstanceServerSpec {
     /// Addresses of the API, `https://host:port`; for a cluster those of several members. The first that answers is used.
     #[schemars(schema_with = "schema::addresses")]
@@ -93,6 +102,10 @@ impl Default for InstanceServerSpec {
 /// Client certificate for a server: exactly one of the two.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("has(self.secretRef) != has(self.trustTokenRef)")
+        .message("credentials needs exactly one of secretRef (a client certificate) and trustTokenRef (a token to join with)"),
+)]
 pub struct Credentials {
     /// Secret of type kubernetes.io/tls with the client certificate (`tls.crt`) and its key (`tls.key`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -118,6 +131,14 @@ pub struct SecretKey {
 /// How a server's certificate is checked: exactly one of the three.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("[self.?pem.orValue('') != '', self.?fingerprint.orValue('') != '', self.?systemRoots.orValue(false)].filter(x, x).size() == 1")
+        .message("serverCertificate needs exactly one of pem, fingerprint and systemRoots: true"),
+    validation = Rule::new("self.?fingerprint.orValue('') == '' || self.fingerprint.matches('^[0-9a-fA-F]{64}$')")
+        .message("fingerprint must be the SHA-256 of the certificate, 64 hex digits: `incus info | grep fingerprint`"),
+    validation = Rule::new("self.?pem.orValue('') == '' || self.pem.contains('-----BEGIN CERTIFICATE-----')")
+        .message("pem must be a certificate in PEM form, beginning with -----BEGIN CERTIFICATE-----"),
+)]
 pub struct ServerCertificate {
     /// The certificate itself, or that of the authority that issued it, as PEM.
     #[serde(default, skip_serializing_if = "Option::is_none")]
