@@ -559,6 +559,18 @@ impl Server {
     }
 
     async fn wait_counting_in(&self, name: &str, project: &str) {
+        let what = format!("{name} to run on {}", self.name);
+        // reading a file of a stopped instance can make the start that is just under way fail
+        wait_for(&what, Duration::from_secs(20), || async {
+            let instance = self.instance_in(name, project).await;
+            let status = instance.map_or(Value::Null, |instance| instance["status"].clone());
+            if status == "Running" {
+                Ok(())
+            } else {
+                Err(format!("status {status}"))
+            }
+        })
+        .await;
         let before = self.counter_in(name, project).await;
         wait_for(
             &format!("{name} to count on {}", self.name),
@@ -568,7 +580,7 @@ impl Server {
                 if now > before {
                     Ok(())
                 } else {
-                    Err(format!("counter {now}, status {}", self.status(name).await))
+                    Err(format!("counter {now}"))
                 }
             },
         )
