@@ -11,6 +11,7 @@ mod crds;
 pub mod duration;
 pub mod moves;
 pub mod placement;
+mod placement_status;
 pub mod reasons;
 mod schema;
 pub mod server;

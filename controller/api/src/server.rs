@@ -110,7 +110,7 @@ pub struct Credentials {
     /// Secret of type kubernetes.io/tls with the client certificate (`tls.crt`) and its key (`tls.key`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secret_ref: Option<Name>,
-    /// Secret with a trust token (`incus config trust add`). A certificate is made, joined with the token,
+    /// Secret with a trust token (`incus config trust add` or `lxc config trust add`). A certificate is made, joined with the token,
     /// and kept in Secret `<name of this object>-client`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trust_token_ref: Option<SecretKey>,
@@ -146,7 +146,7 @@ pub struct ServerCertificate {
     pub pem: Option<String>,
     /// SHA-256 of the certificate, 64 hex digits, as `incus info` shows it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 64))]
+    #[schemars(length(max = 128))]
     pub fingerprint: Option<String>,
     /// The certificate is valid by the system's certificate authorities and for the host in the address.
     #[serde(default, skip_serializing_if = "is_false")]
