@@ -6,6 +6,8 @@
 #   control-plane.sh build-tools           the same for helm and kubeconform (tools/go.mod, 1-2 minutes)
 #   control-plane.sh programs              print the folder of the programs
 #   control-plane.sh check                 say in one line what is missing to start one; exit 1 if something is
+#   control-plane.sh check-tools           the same for helm and kubeconform, which lie in the cache folder only
+#   control-plane.sh find-go               print the go command that build would use
 #   control-plane.sh up                    start, ready in 2-3 s; writes $KUBE_DIR/kubeconfig (cluster admin) and $KUBE_DIR/audit.log (every write)
 #   control-plane.sh restart-apiserver [SIGNAL]   kill and start the API server
 #   control-plane.sh kill-apiserver | start-apiserver
@@ -22,6 +24,7 @@ VERSION=v1.36.3
 CACHE=${XDG_CACHE_HOME:-$HOME/.cache}/berth-kube/$VERSION
 : "${KUBE_DIR:=/tmp/berth-kube}"
 PROGRAMS="etcd kube-apiserver kube-controller-manager kubectl"
+TOOLS="helm kubeconform"
 case $KUBE_DIR in /*/*) ;; *) echo "control-plane: KUBE_DIR must be a folder of its own, not '$KUBE_DIR'" >&2; exit 2;; esac
 
 log() { echo "control-plane: $*" >&2; }
@@ -37,7 +40,7 @@ find_go() { # prints the go command; one sentence if there is none that will do
   for g in "$(command -v go || true)" /usr/local/go/bin/go /usr/lib/go-*/bin/go; do
     [ -x "$g" ] || continue
     have=$("$g" env GOVERSION 2>/dev/null | sed 's/^go//')
-    # from 1.21 on go fetches the toolchain that go.mod asks for
+    # from 1.21 on go fetches the toolchain that go.mod asks for (GOTOOLCHAIN=auto, which Debian turns off)
     [ "$(printf '%s\n1.21\n' "$have" | sort -V | head -n 1)" = 1.21 ] && { echo "$g"; return; }
   done
   die "Go 1.21 or later is needed to build the control plane (go.dev/dl, unpacked to /usr/local/go), or KUBEBUILDER_ASSETS with $PROGRAMS"
@@ -47,7 +50,7 @@ go_build() { # MODULE-FOLDER PROGRAM PACKAGE LDFLAGS
   log "building $2"
   mkdir -p "$CACHE"
   # under another name first: a build that was interrupted leaves nothing that looks complete
-  (cd "$1" && CGO_ENABLED=0 "$GO" build -trimpath -ldflags "-s -w ${4:-}" -o "$CACHE/.$2.new" "$3") && mv "$CACHE/.$2.new" "$CACHE/$2"
+  (cd "$1" && CGO_ENABLED=0 GOTOOLCHAIN=auto "$GO" build -trimpath -ldflags "-s -w ${4:-}" -o "$CACHE/.$2.new" "$3") && mv "$CACHE/.$2.new" "$CACHE/$2"
 }
 build() {
   has "$(programs)" $PROGRAMS && return 0
@@ -57,7 +60,7 @@ build() {
   go_build "$HERE" etcd go.etcd.io/etcd/server/v3
 }
 build_tools() {
-  has "$CACHE" helm kubeconform && return 0
+  has "$CACHE" $TOOLS && return 0
   GO=$(find_go)
   go_build "$HERE/tools" helm helm.sh/helm/v4/cmd/helm
   go_build "$HERE/tools" kubeconform github.com/yannh/kubeconform/cmd/kubeconform
@@ -154,5 +157,7 @@ case ${1:-} in
   kill-apiserver) stop apiserver "${2:-KILL}";;
   start-apiserver) start_apiserver;;
   down) down;;
+  check-tools) has "$CACHE" $TOOLS || { echo "helm and kubeconform are not built (tests/kubernetes/control-plane.sh build-tools)"; exit 1; };;
+  find-go) find_go;;
   *) sed -n '2,/^set -eu/p' "$0" | sed '$d; s/^# \{0,1\}//'; exit 2;;
 esac

@@ -1,0 +1,285 @@
+//! The state behind the world's lock: servers, instances, operations, records, the log. Plain data and look-ups; what
+//! happens to it is in the other modules.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use berth_core::model::{
+    Config, Devices, InstanceKind, InstanceRef, Member, Network, Pool, Power, Product, Profile, Project,
+};
+use berth_core::records::Record;
+use berth_core::server::{FailureKind, OperationId, ServerError, ServerEvent};
+use futures::channel::mpsc::UnboundedSender;
+use jiff::Timestamp;
+use tokio::time::Instant;
+
+use crate::faults::{Entry, LateRequest};
+use crate::invariants::Breach;
+use crate::migrate::Transfer;
+use crate::operations::{Due, Op};
+use crate::options::{Guest, Timing};
+
+/// Fingerprint of the certificate that all controllers use.
+pub(crate) const CONTROLLER: &str = "c0ffee00c0ffee00c0ffee00c0ffee00c0ffee00c0ffee00c0ffee00c0ffee00";
+/// 2026-01-05 00:00:00 UTC, a Monday.
+const EPOCH: i64 = 1_767_571_200;
+
+/// Result of anything that a server is asked.
+pub(crate) type Answered<T> = Result<T, ServerError>;
+
+pub(crate) struct State {
+    pub started: Instant,
+    pub servers: BTreeMap<String, Host>,
+    pub records: BTreeMap<(String, String), Record>,
+    pub held: BTreeSet<(String, String)>,
+    /// The newest version of the data of every identity that somebody has used.
+    pub newest: BTreeMap<String, u64>,
+    /// Names that anyone but a controller has used.
+    pub foreign: BTreeSet<(String, InstanceRef)>,
+    pub controllers: BTreeMap<String, Controller>,
+    pub transfers: BTreeMap<u64, Transfer>,
+    pub late: BTreeMap<u64, LateRequest>,
+    pub log: Vec<Entry>,
+    pub breach: Option<Breach>,
+    /// What is to happen later; the world turns it into timers.
+    pub due: Vec<(Duration, Due)>,
+    pub sequence: u64,
+}
+
+/// What is known of one controller.
+#[derive(Default)]
+pub(crate) struct Controller {
+    pub dead: bool,
+    pub writes: u64,
+    pub reads: BTreeMap<(String, &'static str), u64>,
+}
+
+/// One server or cluster.
+pub(crate) struct Host {
+    pub name: String,
+    pub product: Product,
+    pub version: String,
+    pub fingerprint: String,
+    pub certificate: String,
+    pub address: String,
+    pub pid: i64,
+    pub extensions: BTreeSet<String>,
+    pub members: Vec<Member>,
+    pub pools: Vec<Pool>,
+    pub projects: Vec<Project>,
+    pub profiles: Vec<Profile>,
+    pub networks: Vec<Network>,
+    pub criu: bool,
+    pub timing: Timing,
+    /// Whether the daemon runs.
+    pub up: bool,
+    /// Whether nobody reaches it.
+    pub cut: bool,
+    pub instances: BTreeMap<InstanceRef, Inst>,
+    pub operations: BTreeMap<OperationId, Op>,
+    pub listeners: Vec<UnboundedSender<ServerEvent>>,
+    pub loses_events: bool,
+}
+
+/// One instance.
+#[derive(Clone, Debug)]
+pub(crate) struct Inst {
+    /// Which creation this is: no two instances ever share it.
+    pub born: u64,
+    pub kind: InstanceKind,
+    pub architecture: String,
+    pub power: Power,
+    pub config: Config,
+    pub devices: Devices,
+    pub profiles: Vec<String>,
+    pub ephemeral: bool,
+    pub stateful: bool,
+    pub description: String,
+    pub created_at: Timestamp,
+    pub last_used_at: Timestamp,
+    pub member: Option<String>,
+    /// Where the root disk really is.
+    pub pool: String,
+    pub snapshots: Vec<Snap>,
+    /// Version of the data.
+    pub data: u64,
+    pub content: Content,
+    /// Cannot be deleted any more (a half-made btrfs copy that was touched).
+    pub undeletable: bool,
+    /// What the daemon is doing with it.
+    pub busy: Option<Busy>,
+    pub guest: Guest,
+    /// Resumed by a live migration whose source goes on, too.
+    pub twin: bool,
+}
+
+/// What the volume holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Content {
+    /// All data of one instant.
+    Complete,
+    /// A mixture: copied from a running source, or a refresh that broke off. It starts all the same.
+    Mixed,
+    /// A first copy that is not finished; it does not start.
+    HalfMade,
+}
+
+/// What a daemon is doing with an instance.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Busy {
+    /// `start`, `stop`, `migrate`, `create`, `delete`.
+    pub action: &'static str,
+    /// `None`: a stop that timed out and whose lock stays until the guest is down.
+    pub operation: Option<OperationId>,
+}
+
+/// One snapshot.
+#[derive(Clone, Debug)]
+pub(crate) struct Snap {
+    pub name: String,
+    pub created_at: Timestamp,
+    pub config: Config,
+    pub devices: Devices,
+}
+
+impl Inst {
+    pub fn uuid(&self) -> &str {
+        self.config.get("volatile.uuid").map_or("", String::as_str)
+    }
+
+    pub fn runs(&self) -> bool {
+        self.power != Power::Stopped
+    }
+
+    pub fn marked(&self) -> bool {
+        [berth_core::marks::MOVE, berth_core::marks::COPY_OF]
+            .iter()
+            .any(|k| self.config.get(*k).is_some_and(|v| !v.is_empty()))
+    }
+}
+
+impl Host {
+    pub fn clustered(&self) -> bool {
+        !self.members.is_empty()
+    }
+
+    pub fn project(&self, name: &str) -> Option<&Project> {
+        self.projects.iter().find(|p| p.name == name)
+    }
+
+    pub fn driver(&self, pool: &str) -> &str {
+        self.pools.iter().find(|p| p.name == pool).map_or("dir", |p| &p.driver)
+    }
+
+    pub fn born(&self, born: u64) -> Option<InstanceRef> {
+        self.instances.iter().find(|(_, i)| i.born == born).map(|(at, _)| at.clone())
+    }
+
+    pub fn by_born(&mut self, born: u64) -> Option<&mut Inst> {
+        self.instances.values_mut().find(|i| i.born == born)
+    }
+
+    pub fn reachable(&self) -> bool {
+        self.up && !self.cut
+    }
+
+    pub fn has(&self, extension: &str) -> bool {
+        self.extensions.contains(extension)
+    }
+
+    /// The profiles as `project` sees them.
+    pub fn profile(&self, project: &str, name: &str) -> Option<&Profile> {
+        let own = self.project(project).is_some_and(|p| p.feature("features.profiles"));
+        let owner = if own { project } else { "default" };
+        self.profiles.iter().find(|p| p.project == owner && p.name == name)
+    }
+
+    pub fn emit(&mut self, event: &ServerEvent) {
+        if !self.loses_events {
+            self.listeners.retain(|l| l.unbounded_send(event.clone()).is_ok());
+        }
+    }
+
+    pub fn lifecycle(&mut self, at: &InstanceRef, action: &str, by: Option<&str>) {
+        let event = ServerEvent::Instance {
+            at: at.clone(),
+            action: action.to_owned(),
+            requestor: by.map(str::to_owned),
+        };
+        self.emit(&event);
+    }
+}
+
+impl State {
+    pub fn new() -> Self {
+        Self {
+            started: Instant::now(),
+            servers: BTreeMap::new(),
+            records: BTreeMap::new(),
+            held: BTreeSet::new(),
+            newest: BTreeMap::new(),
+            foreign: BTreeSet::new(),
+            controllers: BTreeMap::new(),
+            transfers: BTreeMap::new(),
+            late: BTreeMap::new(),
+            log: Vec::new(),
+            breach: None,
+            due: Vec::new(),
+            sequence: 0,
+        }
+    }
+
+    /// The virtual wall clock.
+    pub fn now(&self) -> Timestamp {
+        let elapsed = self.started.elapsed();
+        let epoch = Timestamp::from_second(EPOCH).unwrap_or(Timestamp::UNIX_EPOCH);
+        epoch.checked_add(jiff::SignedDuration::try_from(elapsed).unwrap_or_default()).unwrap_or(epoch)
+    }
+
+    /// The same, but never the same twice: real clocks have nanoseconds, a paused one stands still.
+    pub fn moment(&mut self) -> Timestamp {
+        let n = i64::try_from(self.next() % 1_000_000).unwrap_or(0);
+        let now = self.now();
+        now.checked_add(jiff::SignedDuration::from_nanos(n)).unwrap_or(now)
+    }
+
+    pub fn next(&mut self) -> u64 {
+        self.sequence += 1;
+        self.sequence
+    }
+
+    /// A text in the form of a uuid that was never used before.
+    pub fn fresh_uuid(&mut self) -> String {
+        format!("5a1d0000-0000-4000-8000-{:012x}", self.next())
+    }
+
+    pub fn host(&mut self, server: &str, attempted: &str) -> Answered<&mut Host> {
+        let unknown = || ServerError::new(FailureKind::Unreachable, attempted, "no such server");
+        self.servers.get_mut(server).ok_or_else(unknown)
+    }
+
+    pub fn inst(&mut self, server: &str, at: &InstanceRef, attempted: &str) -> Answered<&mut Inst> {
+        let gone = || ServerError::new(FailureKind::NotFound, attempted, "Instance not found");
+        self.host(server, attempted)?.instances.get_mut(at).ok_or_else(gone)
+    }
+
+    pub fn inst_by_born(&mut self, server: &str, born: u64) -> Option<&mut Inst> {
+        self.servers.get_mut(server)?.by_born(born)
+    }
+
+    pub fn later(&mut self, after: Duration, due: Due) {
+        self.due.push((after, due));
+    }
+
+    pub fn note(&mut self, who: &str, server: &str, what: impl Into<String>) {
+        let at = self.now();
+        self.log.push(Entry {
+            at,
+            who: who.to_owned(),
+            server: server.to_owned(),
+            what: what.into(),
+            write: None,
+            result: String::new(),
+        });
+    }
+}
