@@ -5,5 +5,8 @@
 pub mod marks;
 pub mod model;
 pub mod moves;
+pub mod plan;
 pub mod records;
 pub mod server;
+pub mod status;
+pub mod windows;

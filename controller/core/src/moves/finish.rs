@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use berth_api::{GoDuration, GuardKind, Outcome as MoveOutcome, Power as AfterPower, Reason, Step};
+use berth_api::{GoDuration, GuardKind, MicroTime, Outcome as MoveOutcome, Power as AfterPower, Reason, Step};
 
 use super::effect::{EffectKind, End, Request};
 use super::pass::{Pass, Transition};
@@ -61,6 +61,7 @@ pub(super) fn started_now(p: &mut Pass<'_>) {
         p.record.status.downtime = Some(GoDuration::from_millis(millis));
     }
     p.advance(Step::Started);
+    p.record.status.running_at = Some(MicroTime(p.now));
 }
 
 /// A start that fails is made again for as long as it takes: after the commit there is only forward.
@@ -147,8 +148,12 @@ pub(super) fn put_back_cloud_init(p: &mut Pass<'_>, copy: &Copy, end: End) -> Op
 
 pub(super) fn started(p: &mut Pass<'_>) -> Transition {
     let view = p.view;
-    if let Some(t) = p.wait_for_end(&view.source) {
-        return t;
+    if let EndView::Unreachable { message, .. } = &view.source {
+        if p.record.status.last_error.is_none() {
+            // said once: after a minute the placement counts as placed without it (LeftoverPending)
+            p.note(Reason::ServerUnreachable, message.clone(), None);
+        }
+        return p.wait(POLL);
     }
     let Some(source) = p.source() else {
         p.advance(Step::Retired);

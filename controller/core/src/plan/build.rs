@@ -1,0 +1,260 @@
+//! The plan of a move: from, to, method, transfer, guards, and its digest. What makes it impossible comes from
+//! `preflight`.
+
+use berth_api::moves::MoveEnd;
+use berth_api::placement::{Plan, PlanMethod, Rejected};
+use berth_api::{
+    GuardKind, GuardPair, InstanceMoveSpec, InstanceType, Location, Method, Reason, Transfer, TransferMode, present,
+};
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+
+use super::world::{Desired, Located, World};
+use super::{Blocker, gate, preflight};
+use crate::model::{Capability, InstanceKind, ServerFacts};
+
+pub(super) struct Built {
+    pub spec: InstanceMoveSpec,
+    pub plan: Plan,
+    pub blockers: Vec<Blocker>,
+}
+
+/// The plan of the move that would mend the drift, and what stands against it.
+pub(super) fn build(desired: &Desired, located: &Located, world: &World, facts: &ServerFacts) -> Built {
+    let target = &world.servers[&desired.spec.target.server];
+    let source = &world.servers[&located.server];
+    let internal = source.fingerprint() == target.fingerprint();
+    let mut blockers = Vec::new();
+    let from = from_location(located);
+    let to = preflight::destination(desired, located, target, internal, &mut blockers);
+    let transfer = if internal {
+        Transfer::Internal
+    } else {
+        transfer(desired, facts, &to, &mut blockers)
+    };
+    let (method, rejected) = method(desired, located, &mut blockers);
+    let guard = guards(desired, located, world, &to, internal, &mut blockers);
+    let end = |location: &Location, fingerprint: &str| MoveEnd::new(location, fingerprint);
+    let mut spec = InstanceMoveSpec {
+        placement: desired.name.clone(),
+        placement_uid: desired.uid.clone(),
+        generation: Some(desired.generation),
+        method,
+        guard,
+        transfer,
+        instance_type: match located.instance.kind {
+            InstanceKind::Container => InstanceType::Container,
+            InstanceKind::VirtualMachine => InstanceType::VirtualMachine,
+        },
+        from: MoveEnd {
+            uuid: located.instance.uuid().map(str::to_owned),
+            ..end(&from, &located.fingerprint)
+        },
+        to: MoveEnd {
+            group: present(&desired.spec.target.group).map(str::to_owned),
+            ..end(&to, &facts.fingerprint)
+        },
+        power_after: gate::power_after(desired, located),
+        snapshots: desired.spec.snapshots,
+        stop: desired.spec.stop.clone(),
+        timeout: Some(desired.spec.timeout),
+        overrides: desired.spec.overrides.clone(),
+        keep_source: desired.spec.keep_source,
+        attempt: 0,
+        plan_digest: String::new(),
+        warm: None,
+        live: None,
+        cancel: false,
+    };
+    spec.plan_digest = digest(&spec, desired);
+    let plan = Plan {
+        digest: Some(spec.plan_digest.clone()),
+        method: Some(PlanMethod::from(method)),
+        transfer: Some(transfer),
+        guard: Some(guard),
+        from: Some(from),
+        to: Some(to),
+        estimate: None,
+        rejected,
+        dropped: Vec::new(),
+        blockers: blockers.iter().map(shown).collect(),
+    };
+    Built { spec, plan, blockers }
+}
+
+/// The plan of a change where the instance is.
+pub(super) fn in_place(desired: &Desired, located: &Located) -> Plan {
+    let from = from_location(located);
+    let what = (
+        &from,
+        desired.bound_uuid(),
+        desired.spec.power_state,
+        desired.status.committed_moves,
+    );
+    Plan {
+        digest: Some(hash(&what)),
+        method: Some(PlanMethod::InPlace),
+        from: Some(from.clone()),
+        to: Some(from),
+        ..Default::default()
+    }
+}
+
+fn shown(b: &Blocker) -> berth_api::placement::Blocker {
+    berth_api::placement::Blocker {
+        reason: b.reason.as_str().to_owned(),
+        message: b.message.clone(),
+        fix: b.fix.clone(),
+    }
+}
+
+/// Where an instance is, as the status says it.
+pub fn from_location(located: &Located) -> Location {
+    Location {
+        server: located.server.clone(),
+        member: located.instance.member.clone(),
+        project: located.at().project.clone(),
+        pool: located.instance.root_pool().map(str::to_owned),
+        name: located.at().name.clone(),
+    }
+}
+
+fn method(desired: &Desired, located: &Located, blockers: &mut Vec<Blocker>) -> (Method, Vec<Rejected>) {
+    let mut rejected = Vec::new();
+    // an instance that does not run needs no stop: there is nothing to be better at
+    if !located.instance.may_run() {
+        return (Method::Cold, rejected);
+    }
+    for method in &desired.spec.methods {
+        let why = match method {
+            Method::Cold => return (Method::Cold, rejected),
+            Method::Live if located.instance.kind == InstanceKind::Container && !desired.spec.criu => {
+                "containers are moved live only with spec.criu: true"
+            }
+            Method::Live => "live moves are not part of this version of Berth",
+            Method::Warm => "warm moves are not part of this version of Berth",
+        };
+        rejected.push(Rejected {
+            method: *method,
+            reason: Reason::MethodImpossible.as_str().to_owned(),
+            message: why.to_owned(),
+            fix: Some("add Cold to spec.methods to allow a stop".to_owned()),
+        });
+    }
+    let why: Vec<String> = rejected
+        .iter()
+        .map(|r| format!("{}: {}", r.method.as_str(), r.message))
+        .collect();
+    let fix = format!(
+        "kubectl patch iplace -n {} {} --type merge -p '{{\"spec\":{{\"methods\":[\"Cold\"]}}}}'",
+        desired.namespace, desired.name
+    );
+    let message = format!("no allowed method is possible ({})", why.join("; "));
+    blockers.push(Blocker::new(Reason::MethodImpossible, message, Some(fix)));
+    (Method::Cold, rejected)
+}
+
+/// Who connects to whom. Restricted projects of newer Incus refuse to pull (fact sheet 1.3), so they are pushed to.
+fn transfer(desired: &Desired, target: &ServerFacts, to: &Location, blockers: &mut Vec<Blocker>) -> Transfer {
+    let restricted = target
+        .project(&to.project)
+        .is_some_and(crate::model::Project::restricted);
+    match desired.spec.transfer {
+        TransferMode::Auto if restricted && target.can(Capability::Push) => Transfer::Push,
+        TransferMode::Auto | TransferMode::Pull => Transfer::Pull,
+        TransferMode::Push => Transfer::Push,
+        TransferMode::Relay | TransferMode::Backup => {
+            let message = format!(
+                "transfer {:?} is not part of this version of Berth",
+                desired.spec.transfer
+            );
+            blockers.push(Blocker::new(
+                Reason::MethodImpossible,
+                message,
+                Some("set spec.transfer: Auto".to_owned()),
+            ));
+            Transfer::Pull
+        }
+    }
+}
+
+/// Which guard keeps each side from running: a device, the server's own key, or (restricted projects) the name.
+fn guards(
+    desired: &Desired,
+    located: &Located,
+    world: &World,
+    to: &Location,
+    internal: bool,
+    blockers: &mut Vec<Blocker>,
+) -> GuardPair {
+    if internal {
+        return GuardPair {
+            source: GuardKind::None,
+            target: GuardKind::None,
+        };
+    }
+    let side = |server: &str, project: &str| {
+        let facts = world.servers.get(server).and_then(|v| v.facts.as_deref());
+        let restricted = facts
+            .and_then(|f| f.project(project))
+            .is_some_and(crate::model::Project::restricted);
+        match (restricted, facts.is_some_and(|f| f.can(Capability::ProtectionStart))) {
+            (false, _) => GuardKind::Device,
+            (true, true) => GuardKind::ProtectionKey,
+            (true, false) => GuardKind::Name,
+        }
+    };
+    let pair = GuardPair {
+        source: side(&located.server, &located.at().project),
+        target: side(&desired.spec.target.server, &to.project),
+    };
+    if pair.target == GuardKind::Name && gate::cloud_init_would_rerun(located) {
+        let message = format!(
+            "project {} of {} is restricted: the rename gives {} a new cloud-init id, which may not be written back, so cloud-init would run again",
+            to.project,
+            to.server,
+            located.at()
+        );
+        let fix = "remove the cloud-init keys, or move it into a project that is not restricted".to_owned();
+        blockers.push(Blocker::new(Reason::CloudInitWouldRerun, message, Some(fix)));
+    }
+    pair
+}
+
+#[derive(Serialize)]
+struct Digested<'a> {
+    uuid: Option<&'a str>,
+    committed: i64,
+    methods: &'a [Method],
+    method: Method,
+    transfer: Transfer,
+    from: Location,
+    to: Location,
+    snapshots: berth_api::Snapshots,
+    overrides: &'a berth_api::Overrides,
+    power_after: berth_api::Power,
+}
+
+/// The digest of what would be done, for an approval: not of estimates or times.
+pub fn digest(spec: &InstanceMoveSpec, desired: &Desired) -> String {
+    hash(&Digested {
+        uuid: spec.from.uuid.as_deref(),
+        committed: desired.status.committed_moves.unwrap_or(0),
+        methods: &desired.spec.methods,
+        method: spec.method,
+        transfer: spec.transfer,
+        from: spec.from.location(),
+        to: spec.to.location(),
+        snapshots: spec.snapshots,
+        overrides: &spec.overrides,
+        power_after: spec.power_after,
+    })
+}
+
+fn hash(what: &impl Serialize) -> String {
+    // maps with text keys and plain values: this cannot fail, and an empty text would only ask for a new approval
+    let text = serde_json::to_string(what).unwrap_or_default();
+    let sum = Sha256::digest(text.as_bytes());
+    let hex: String = sum.iter().take(16).map(|b| format!("{b:02x}")).collect();
+    format!("sha256:{hex}")
+}

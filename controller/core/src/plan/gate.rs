@@ -1,0 +1,213 @@
+//! What holds a move back although it is possible: claims, somebody else's operation, policy, history, windows, slots.
+
+use berth_api::placement::{Approval, Mode, PowerState};
+use berth_api::{InstanceMoveSpec, Outcome, Reason};
+use jiff::Timestamp;
+
+use super::identify::holder;
+use super::world::{Desired, Located, ServerView, World};
+use super::{Blocker, Decision, Verdict, wait};
+use crate::marks;
+use crate::model::MemberStatus;
+
+type Gate = Result<(), Decision>;
+
+fn blocked(reason: Reason, message: String, fix: Option<String>) -> Gate {
+    Err(Decision::Blocked(vec![Blocker::new(reason, message, fix)]))
+}
+
+/// Another placement holds the instance.
+pub(super) fn claimed(desired: &Desired, located: &Located, world: &World) -> Gate {
+    let Some(claim) = holder(desired, located, &world.claims) else {
+        return Ok(());
+    };
+    let who = format!("{}/{}", claim.namespace, claim.name);
+    if claim.deleting {
+        return Err(wait(
+            Reason::Pending,
+            format!("placement {who}, which holds {}, is being deleted", located.at()),
+            None,
+        ));
+    }
+    let fix = format!(
+        "kubectl delete iplace -n {} {}, or this one",
+        claim.namespace, claim.name
+    );
+    blocked(
+        Reason::ClaimedByAnother,
+        format!("{} is placed by {who}", located.at()),
+        Some(fix),
+    )
+}
+
+/// Somebody or something else is moving the instance, or it belongs to an evacuated member.
+pub(super) fn foreign(located: &Located, here: &ServerView) -> Gate {
+    let i = &located.instance;
+    if !i.known {
+        let message = format!(
+            "member {} of {} does not answer",
+            i.member.as_deref().unwrap_or("?"),
+            located.server
+        );
+        return Err(wait(Reason::ServerUnreachable, message, None));
+    }
+    if let Some(origin) = i.config.get("volatile.evacuate.origin").filter(|o| !o.is_empty()) {
+        let message = format!(
+            "{} was evacuated from member {origin} of {}; Berth acts again once that member is restored",
+            i.at, located.server
+        );
+        return Err(wait(Reason::ForeignOperation, message, None));
+    }
+    let member = here
+        .facts
+        .as_deref()
+        .zip(i.member.as_deref())
+        .and_then(|(f, m)| f.member(m));
+    let Some(member) = member else { return Ok(()) };
+    match &member.status {
+        MemberStatus::Evacuated | MemberStatus::Evacuating | MemberStatus::Restoring => {
+            let message = format!(
+                "member {} of {} is {}; Berth acts again once it is restored",
+                member.name,
+                located.server,
+                member.status.as_str()
+            );
+            Err(wait(Reason::ForeignOperation, message, None))
+        }
+        MemberStatus::Online | MemberStatus::Offline | MemberStatus::Other(_) => Ok(()),
+    }
+}
+
+/// What the placement itself does not want now.
+pub(super) fn policy(desired: &Desired, verdict: &Verdict) -> Gate {
+    let what: Vec<&str> = verdict.drift.iter().map(|d| d.as_str()).collect();
+    if desired.spec.suspend {
+        return Err(wait(
+            Reason::Suspended,
+            format!("suspended; {} would be mended", what.join(", ")),
+            None,
+        ));
+    }
+    match desired.spec.mode {
+        Mode::Enforce => Ok(()),
+        Mode::Observe => Err(wait(
+            Reason::DriftObserved,
+            format!("{}; mode is Observe", what.join(", ")),
+            None,
+        )),
+    }
+}
+
+/// How the last move ended.
+pub(super) fn history(desired: &Desired, world: &World, now: Timestamp) -> Gate {
+    let Some(last) = world.records.iter().max_by_key(|r| r.spec.attempt) else {
+        return Ok(());
+    };
+    let error = last.status.last_error.as_ref();
+    let (message, fix) = error.map_or((String::new(), None), |e| (e.message.clone(), e.fix.clone()));
+    let summary = desired.status.moves.iter().find(|m| m.name == last.name);
+    // a new generation or a new request forgets what happened
+    let remembered = summary.and_then(|s| s.generation) == Some(desired.generation);
+    match last.status.outcome() {
+        Some(Outcome::Cancelled) if remembered => {
+            let message = format!(
+                "move {} was cancelled; change the spec or request a reconcile to move again",
+                last.name
+            );
+            let fix = format!(
+                "kubectl annotate --overwrite iplace -n {} {} reconcile.fluxcd.io/requestedAt=\"$(date +%s)\"",
+                desired.namespace, desired.name
+            );
+            blocked(Reason::MoveCancelled, message, Some(fix))
+        }
+        Some(Outcome::NeedsAttention) if remembered => {
+            blocked(Reason::NeedsAttention, format!("move {}: {message}", last.name), fix)
+        }
+        Some(Outcome::Undone | Outcome::NeedsAttention | Outcome::Cancelled | Outcome::Succeeded) | None => {
+            let Some(at) = desired.status.retry_at.as_ref().filter(|t| t.0 > now) else {
+                return Ok(());
+            };
+            let text = format!(
+                "move {} was undone: {message}; tried again at {}",
+                last.name,
+                at.0.round(jiff::Unit::Second).unwrap_or(at.0)
+            );
+            Err(wait(Reason::MoveFailed, text, Some(at.0)))
+        }
+    }
+}
+
+/// A plan that waits for its digest.
+pub(super) fn approval(desired: &Desired, verdict: &Verdict) -> Gate {
+    match desired.spec.approval {
+        Approval::Auto => Ok(()),
+        Approval::Manual => {
+            let digest = verdict
+                .plan
+                .as_ref()
+                .and_then(|p| p.digest.as_deref())
+                .unwrap_or_default();
+            if desired.approve.as_deref() == Some(digest) {
+                return Ok(());
+            }
+            let message = format!(
+                "waits for approval: kubectl annotate --overwrite iplace -n {} {} berth.dev/approve={digest}",
+                desired.namespace, desired.name
+            );
+            Err(wait(Reason::WaitingForApproval, message, None))
+        }
+    }
+}
+
+/// Outside its windows nothing is stopped.
+pub(super) fn windows(desired: &Desired, spec: &InstanceMoveSpec, now: Timestamp) -> Gate {
+    crate::windows::check(&desired.spec.windows, spec.method, now).map_err(|closed| closed.decision())
+}
+
+/// A slot on both servers; a member, group, pool or name change inside one server needs none.
+pub(super) fn slots(located: &Located, desired: &Desired, world: &World) -> Gate {
+    let (from, to) = (
+        &world.servers[&located.server],
+        &world.servers[&desired.spec.target.server],
+    );
+    if from.fingerprint() == to.fingerprint() {
+        return Ok(());
+    }
+    let full = if to.free_incoming <= 0 {
+        Some((&desired.spec.target.server, "incoming"))
+    } else if from.free_outgoing <= 0 {
+        Some((&located.server, "outgoing"))
+    } else {
+        None
+    };
+    match full {
+        None => Ok(()),
+        Some((server, which)) => Err(wait(
+            Reason::Pending,
+            format!("waits for a slot: {server} has as many {which} moves as its limits allow"),
+            None,
+        )),
+    }
+}
+
+/// What only one host has, or what nobody may change, is refused before anything is touched.
+pub(super) fn cloud_init_would_rerun(located: &Located) -> bool {
+    let keys = [
+        "cloud-init.user-data",
+        "cloud-init.vendor-data",
+        "user.user-data",
+        "user.vendor-data",
+    ];
+    located.instance.config.contains_key(marks::CLOUD_INIT_ID)
+        && keys.iter().any(|k| located.instance.expanded_config.contains_key(*k))
+}
+
+/// Whether the instance is to run when the move is over.
+pub(super) fn power_after(desired: &Desired, located: &Located) -> berth_api::Power {
+    match desired.spec.power_state {
+        PowerState::Running => berth_api::Power::Running,
+        PowerState::Stopped => berth_api::Power::Stopped,
+        PowerState::Preserve if located.instance.may_run() => berth_api::Power::Running,
+        PowerState::Preserve => berth_api::Power::Stopped,
+    }
+}

@@ -1,0 +1,184 @@
+//! Which instance a placement is about (design "rules", Identity and Claims). Once bound by uuid it is never bound anew
+//! by name; copies on their way in or out are never candidates.
+
+use std::collections::BTreeSet;
+
+use berth_api::{Reason, present};
+
+use super::world::{Claim, Desired, Located, Reach, ServerView, World};
+use super::{Blocker, Decision, wait};
+use crate::marks::{self, Role};
+use crate::model::{Instance, InstanceRef};
+
+/// The instance, or why there is none to act on.
+pub fn identify(desired: &Desired, world: &World) -> Result<Located, Decision> {
+    if let Some(name) = present(&desired.spec.instance.server) {
+        if !world.servers.contains_key(name) {
+            return Err(blocked_not_found(desired, name));
+        }
+    }
+    let found = candidates(desired, world);
+    match found.as_slice() {
+        [one] => Ok(one.clone()),
+        [] => Err(nothing_found(desired, world)),
+        [first, second, ..] => Err(ambiguous(desired, first, second)),
+    }
+}
+
+fn candidates(desired: &Desired, world: &World) -> Vec<Located> {
+    let mut seen = BTreeSet::new();
+    let mut found = Vec::new();
+    for (name, view) in &world.servers {
+        let (Some(facts), Some(inventory)) = (&view.facts, &view.instances) else {
+            continue;
+        };
+        if view.duplicate_of.is_some() || !seen.insert(facts.fingerprint.clone()) {
+            continue;
+        }
+        let here = |i: &std::sync::Arc<Instance>| Located {
+            server: name.clone(),
+            fingerprint: facts.fingerprint.clone(),
+            instance: i.clone(),
+        };
+        match desired.bound_uuid() {
+            Some(uuid) => found.extend(inventory.by_uuid(uuid).filter(|i| counts(i, world)).map(here)),
+            None => {
+                let places = places_by_name(desired, name);
+                found.extend(
+                    places
+                        .iter()
+                        .filter_map(|at| inventory.get(at))
+                        .filter(|i| counts(i, world))
+                        .map(here),
+                );
+            }
+        }
+    }
+    found
+}
+
+/// Where an unbound placement looks on the server `name`.
+fn places_by_name(desired: &Desired, name: &str) -> Vec<InstanceRef> {
+    let mut places = Vec::new();
+    if present(&desired.spec.instance.server).is_none_or(|s| s == name) {
+        places.push(InstanceRef::new(desired.instance_project(), desired.instance_name()));
+    }
+    if desired.spec.target.server == name {
+        let project = present(&desired.spec.target.project).unwrap_or(desired.instance_project());
+        let there = InstanceRef::new(project, desired.target_name());
+        if !places.contains(&there) {
+            places.push(there);
+        }
+    }
+    places
+}
+
+/// Whether an instance can be the one that is meant.
+fn counts(i: &Instance, world: &World) -> bool {
+    let of_open_move = marks::move_id(i).is_some_and(|id| world.open_moves.iter().any(|o| o == id));
+    match marks::role(i) {
+        Some(Role::Retired) => false,
+        Some(Role::Incoming) => false,
+        Some(Role::Source | Role::Owner) | None => {
+            !marks::is_copy(i) && (of_open_move || !marks::is_unique_name(&i.at.name))
+        }
+    }
+}
+
+fn nothing_found(desired: &Desired, world: &World) -> Decision {
+    if let Some((name, view)) = world
+        .servers
+        .iter()
+        .find(|(_, v)| !v.is_listed() && v.duplicate_of.is_none())
+    {
+        return unreachable(name, view);
+    }
+    let what = match desired.bound_uuid() {
+        Some(uuid) => format!("no instance with uuid {uuid}"),
+        None => format!(
+            "no instance {}",
+            InstanceRef::new(desired.instance_project(), desired.instance_name())
+        ),
+    };
+    let servers: Vec<&str> = world.servers.keys().map(String::as_str).collect();
+    let message = match servers.as_slice() {
+        [] => format!("{what}: there is no InstanceServer in namespace {}", desired.namespace),
+        names => format!("{what} on {}", names.join(", ")),
+    };
+    let fix = "create the instance, add the InstanceServer that has it, or correct spec.instance".to_owned();
+    Decision::Blocked(vec![Blocker::new(Reason::InstanceNotFound, message, Some(fix))])
+}
+
+/// A server that must be asked first.
+pub(super) fn unreachable(name: &str, view: &ServerView) -> Decision {
+    match &view.reach {
+        Reach::Ready | Reach::Connecting => wait(Reason::Progressing, format!("{name} has not been listed yet"), None),
+        Reach::Down { message, .. } => wait(
+            Reason::ServerUnreachable,
+            format!("{name} cannot be asked: {message}"),
+            None,
+        ),
+    }
+}
+
+fn blocked_not_found(desired: &Desired, server: &str) -> Decision {
+    let message = format!("there is no InstanceServer {server} in namespace {}", desired.namespace);
+    let fix = format!(
+        "kubectl get isrv -n {} shows those that there are; create it, or correct the name",
+        desired.namespace
+    );
+    Decision::Blocked(vec![Blocker::new(Reason::ServerNotFound, message, Some(fix))])
+}
+
+/// The target must be known before anything else is said.
+pub(super) fn target_exists(desired: &Desired, world: &World) -> Result<(), Decision> {
+    match world.servers.contains_key(&desired.spec.target.server) {
+        true => Ok(()),
+        false => Err(blocked_not_found(desired, &desired.spec.target.server)),
+    }
+}
+
+fn ambiguous(desired: &Desired, a: &Located, b: &Located) -> Decision {
+    let message = format!(
+        "{} on {} and {} on {} can both be meant",
+        a.at(),
+        a.server,
+        b.at(),
+        b.server
+    );
+    let same = a.instance.uuid() == b.instance.uuid();
+    let fix = if same {
+        format!(
+            "both have the uuid {}: delete or rename the one that is not wanted",
+            a.instance.uuid().unwrap_or("?")
+        )
+    } else {
+        format!(
+            "kubectl patch iplace -n {} {} --type merge -p '{{\"spec\":{{\"instance\":{{\"uuid\":\"{}\"}}}}}}' for the one on {}",
+            desired.namespace,
+            desired.name,
+            a.instance.uuid().unwrap_or("?"),
+            a.server
+        )
+    };
+    Decision::Blocked(vec![Blocker::new(Reason::AmbiguousInstance, message, Some(fix))])
+}
+
+/// Whether this placement holds the instance, or who does: the one with an open move, else the oldest, else the least
+/// namespace and name.
+pub fn holder<'a>(desired: &Desired, located: &Located, claims: &'a [Claim]) -> Option<&'a Claim> {
+    let uuid = located.instance.uuid()?;
+    let mine = |c: &Claim| c.namespace == desired.namespace && c.name == desired.name;
+    let rivals = claims
+        .iter()
+        .filter(|c| c.uuid == uuid && c.fingerprint == located.fingerprint);
+    let own_move = claims.iter().any(|c| mine(c) && c.moving);
+    let key = |moving: bool, created: jiff::Timestamp, namespace: &str, name: &str| {
+        (!moving, created, namespace.to_owned(), name.to_owned())
+    };
+    let own = key(own_move, desired.created_at, &desired.namespace, &desired.name);
+    rivals
+        .filter(|c| !mine(c))
+        .filter(|c| key(c.moving, c.created_at, &c.namespace, &c.name) < own)
+        .min_by_key(|c| key(c.moving, c.created_at, &c.namespace, &c.name))
+}

@@ -1,0 +1,183 @@
+//! What to do about one placement, as a pure function of it and of what is known of the servers. Waiting is a decision,
+//! not an error; every refusal has a reason, a sentence, and the way to mend it.
+
+mod build;
+mod drift;
+mod gate;
+mod identify;
+mod preflight;
+mod wish;
+mod world;
+
+use berth_api::placement::{Drift, Plan};
+use berth_api::{InstanceMoveSpec, Reason};
+use jiff::Timestamp;
+
+pub use build::{digest, from_location as location};
+pub use identify::holder;
+pub use wish::wish;
+pub use world::{Claim, Desired, Located, Reach, ServerView, World};
+
+use crate::model::InstanceRef;
+use crate::server::PowerAction;
+
+/// What was found out about a placement, and what follows.
+#[derive(Clone, Debug)]
+pub struct Verdict {
+    /// Where the instance is, if it was found.
+    pub located: Option<Located>,
+    /// What differs.
+    pub drift: Vec<Drift>,
+    /// What would be done about it, for people.
+    pub plan: Option<Plan>,
+    /// What follows.
+    pub decision: Decision,
+}
+
+/// What follows.
+#[derive(Clone, Debug)]
+pub enum Decision {
+    /// Nothing: the instance is as declared.
+    InSync,
+    /// Nothing now.
+    Wait {
+        /// Why.
+        reason: Reason,
+        /// The same in a sentence, with absolute times.
+        message: String,
+        /// When that changes by itself, if it does.
+        until: Option<Timestamp>,
+    },
+    /// Nothing until a person does something; the first blocker is shown first.
+    Blocked(Vec<Blocker>),
+    /// The instance is to be started or stopped where it is.
+    Power {
+        /// Name of the InstanceServer.
+        server: String,
+        /// The instance.
+        at: InstanceRef,
+        /// What to do.
+        action: PowerAction,
+        /// Whether it may be stopped by force if the guest does not.
+        force: bool,
+    },
+    /// The instance is to be moved; whoever makes the record fills in `attempt`.
+    Move(Box<InstanceMoveSpec>),
+}
+
+/// Why nothing can be done, and how to change that.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Blocker {
+    /// The reason.
+    pub reason: Reason,
+    /// The same in a sentence.
+    pub message: String,
+    /// What a person can do, as a command where there is one.
+    pub fix: Option<String>,
+}
+
+impl Blocker {
+    /// A blocker.
+    pub fn new(reason: Reason, message: impl Into<String>, fix: Option<String>) -> Self {
+        Self {
+            reason,
+            message: message.into(),
+            fix,
+        }
+    }
+}
+
+/// The instance that a placement is about, if there is exactly one.
+pub fn locate(desired: &Desired, world: &World) -> Option<Located> {
+    identify::identify(desired, world).ok()
+}
+
+fn wait(reason: Reason, message: impl Into<String>, until: Option<Timestamp>) -> Decision {
+    Decision::Wait {
+        reason,
+        message: message.into(),
+        until,
+    }
+}
+
+/// What to do about a placement without an open move.
+pub fn plan(desired: &Desired, world: &World, now: Timestamp) -> Verdict {
+    let mut verdict = Verdict {
+        located: None,
+        drift: Vec::new(),
+        plan: None,
+        decision: Decision::InSync,
+    };
+    match decide(desired, world, now, &mut verdict) {
+        Ok(decision) | Err(decision) => verdict.decision = decision,
+    }
+    verdict
+}
+
+fn decide(desired: &Desired, world: &World, now: Timestamp, verdict: &mut Verdict) -> Result<Decision, Decision> {
+    let target_exists = identify::target_exists(desired, world);
+    let located = match identify::identify(desired, world) {
+        Ok(located) => located,
+        Err(decision) => return target_exists.and(Err(decision)),
+    };
+    verdict.located = Some(located.clone());
+    target_exists?;
+    gate::claimed(desired, &located, world)?;
+    let target = &world.servers[&desired.spec.target.server];
+    if let Some(first) = &target.duplicate_of {
+        let message = format!("{} names the same server as {first}", desired.spec.target.server);
+        return Err(Decision::Blocked(vec![Blocker::new(
+            Reason::ServerNotFound,
+            message,
+            Some(format!("set spec.target.server: {first}")),
+        )]));
+    }
+    let here = &world.servers[&located.server];
+    if !here.is_listed() {
+        return Err(identify::unreachable(&located.server, here));
+    }
+    gate::foreign(&located, here)?;
+    verdict.drift = drift::drift(desired, &located, world);
+    if verdict.drift.is_empty() {
+        return Ok(Decision::InSync);
+    }
+    let Some(facts) = target.facts.as_deref().filter(|_| target.is_listed()) else {
+        return Err(identify::unreachable(&desired.spec.target.server, target));
+    };
+    if verdict.drift == [Drift::WrongPower] {
+        return power(desired, &located, verdict);
+    }
+    let built = build::build(desired, &located, world, facts);
+    verdict.plan = Some(built.plan);
+    if !built.blockers.is_empty() {
+        return Err(Decision::Blocked(built.blockers));
+    }
+    gate::policy(desired, verdict)?;
+    gate::history(desired, world, now)?;
+    gate::approval(desired, verdict)?;
+    gate::windows(desired, &built.spec, now)?;
+    gate::slots(&located, desired, world)?;
+    Ok(Decision::Move(Box::new(built.spec)))
+}
+
+fn power(desired: &Desired, located: &Located, verdict: &mut Verdict) -> Result<Decision, Decision> {
+    verdict.plan = Some(build::in_place(desired, located));
+    gate::policy(desired, verdict)?;
+    gate::approval(desired, verdict)?;
+    let action = match desired.spec.power_state {
+        berth_api::placement::PowerState::Running => PowerAction::Start {
+            stateful: located.instance.stateful,
+        },
+        berth_api::placement::PowerState::Stopped => PowerAction::Stop {
+            timeout: desired.spec.stop.timeout.as_std(),
+        },
+        berth_api::placement::PowerState::Preserve => return Ok(Decision::InSync),
+    };
+    let force = desired.spec.stop.force;
+    Ok(Decision::Power {
+        server: located.server.clone(),
+        at: located.at().clone(),
+        action,
+        force,
+    })
+}

@@ -1,0 +1,176 @@
+//! What a plan is made from: the placement, and everything that is known of the servers of its namespace.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use berth_api::{InstancePlacementSpec, InstancePlacementStatus, Reason, present};
+use jiff::Timestamp;
+
+use crate::model::{Instance, InstanceRef, Inventory, ServerFacts};
+use crate::records::Record;
+
+/// A placement: what somebody wants, and what was last said about it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Desired {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Its uid.
+    pub uid: String,
+    /// Its generation.
+    pub generation: i64,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// Whether it is being deleted.
+    pub deleting: bool,
+    /// The digest that was approved, from the annotation `berth.dev/approve`.
+    pub approve: Option<String>,
+    /// The annotation `reconcile.fluxcd.io/requestedAt`.
+    pub requested_at: Option<String>,
+    /// What is wanted.
+    pub spec: InstancePlacementSpec,
+    /// What was last said.
+    pub status: InstancePlacementStatus,
+}
+
+impl Desired {
+    /// Name of the instance that is meant.
+    pub fn instance_name(&self) -> &str {
+        present(&self.spec.instance.name).unwrap_or(&self.name)
+    }
+
+    /// Project of the instance that is meant.
+    pub fn instance_project(&self) -> &str {
+        present(&self.spec.instance.project).unwrap_or("default")
+    }
+
+    /// Name that the instance is to have.
+    pub fn target_name(&self) -> &str {
+        present(&self.spec.target.name).unwrap_or_else(|| self.instance_name())
+    }
+
+    /// The uuid that the placement is bound to.
+    pub fn bound_uuid(&self) -> Option<&str> {
+        let bound = || self.status.instance.as_ref().and_then(|i| present(&i.uuid));
+        present(&self.spec.instance.uuid).or_else(bound)
+    }
+
+    /// Answers a new `requestedAt`: what failed is tried again now, what was given up is looked at afresh.
+    pub fn handle_request(&mut self) {
+        let Some(requested) = self.requested_at.clone().filter(|r| !r.is_empty()) else {
+            return;
+        };
+        if self.status.last_handled_reconcile_at.as_ref() == Some(&requested) {
+            return;
+        }
+        self.status.last_handled_reconcile_at = Some(requested);
+        self.status.retry_at = None;
+        self.status.failures = None;
+        self.status.failed_methods.clear();
+        if let Some(last) = self.status.moves.first_mut() {
+            last.generation = None;
+        }
+    }
+}
+
+/// Everything that is known when a placement is planned.
+#[derive(Clone, Debug, Default)]
+pub struct World {
+    /// The servers of the placement's namespace by name.
+    pub servers: BTreeMap<String, ServerView>,
+    /// Which placement holds which instance, over all namespaces.
+    pub claims: Vec<Claim>,
+    /// The records of this placement, newest attempt first.
+    pub records: Vec<Record>,
+    /// Names of all moves that are not finished.
+    pub open_moves: Vec<String>,
+}
+
+/// One server as it is known now.
+#[derive(Clone, Debug)]
+pub struct ServerView {
+    /// What it is; kept from the last time while it does not answer.
+    pub facts: Option<Arc<ServerFacts>>,
+    /// Whether it answers.
+    pub reach: Reach,
+    /// Its instances; `None` until they were listed once.
+    pub instances: Option<Inventory>,
+    /// Whether no instance may be moved here.
+    pub cordoned: bool,
+    /// The InstanceServer of this namespace that names the same server, if this one came second.
+    pub duplicate_of: Option<String>,
+    /// How many more instances may be on their way in.
+    pub free_incoming: i64,
+    /// How many more instances may be on their way out.
+    pub free_outgoing: i64,
+    /// Whether overrides may reach into the host.
+    pub allow_unsafe_overrides: bool,
+}
+
+impl ServerView {
+    /// Its fingerprint, if it ever answered.
+    pub fn fingerprint(&self) -> Option<&str> {
+        self.facts.as_ref().map(|f| f.fingerprint.as_str())
+    }
+
+    /// Whether what is known of it is current.
+    pub fn is_listed(&self) -> bool {
+        self.reach == Reach::Ready && self.instances.is_some() && self.facts.is_some()
+    }
+}
+
+/// Whether a server answers.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Reach {
+    /// It does.
+    Ready,
+    /// It was not asked yet.
+    Connecting,
+    /// It does not.
+    Down {
+        /// The reason of its Ready condition.
+        reason: Reason,
+        /// The same in a sentence.
+        message: String,
+        /// Since when.
+        since: Timestamp,
+    },
+}
+
+/// One placement's hold on one instance.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Claim {
+    /// Namespace of the placement.
+    pub namespace: String,
+    /// Name of the placement.
+    pub name: String,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// The server that holds the instance.
+    pub fingerprint: String,
+    /// The instance.
+    pub uuid: String,
+    /// Whether it moves the instance right now.
+    pub moving: bool,
+    /// Whether it is being deleted.
+    pub deleting: bool,
+}
+
+/// The instance that a placement is about, where it is now.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Located {
+    /// Name of the InstanceServer.
+    pub server: String,
+    /// Its fingerprint.
+    pub fingerprint: String,
+    /// The instance.
+    pub instance: Arc<Instance>,
+}
+
+impl Located {
+    /// Its place on the server.
+    pub fn at(&self) -> &InstanceRef {
+        &self.instance.at
+    }
+}
