@@ -12,7 +12,7 @@ use super::verify;
 use super::view::{Copy, EndView, Wish, source_places};
 use crate::marks::{self, Role};
 use crate::model::{Change, InstanceRef, Power};
-use crate::server::{AcceptRequest, FailureKind, OfferRequest, ServerError};
+use crate::server::{AcceptRequest, FailureKind, OfferRequest, Operation, ServerError};
 
 /// A target that does not answer for that long while the instance is stopped is given up.
 const TARGET_PATIENCE: Duration = Duration::from_secs(10);
@@ -52,6 +52,7 @@ pub(super) fn accepted(p: &mut Pass<'_>) -> Transition {
     }
     if p.record.status.ran_before.is_none() {
         p.record.status.ran_before = Some(instance.may_run());
+        p.record.status.started_at.get_or_insert(MicroTime(p.now));
         p.keep(marks::EPHEMERAL, Some(&instance.ephemeral.to_string()));
         for key in [
             marks::AUTOSTART,
@@ -211,8 +212,10 @@ pub(super) fn stopped(p: &mut Pass<'_>) -> Transition {
 /// The outcome of a transfer was lost: whether the copy is complete cannot be seen, so it is deleted, never touched.
 fn clear_lost_transfer(p: &mut Pass<'_>, at: &InstanceRef) -> Option<Transition> {
     let view = p.view;
-    let source_busy = source_places(&p.record).iter().any(|s| view.source.busy(s));
-    if view.target.busy(at) || source_busy {
+    if let Some(t) = cancel_lost_operation(p) {
+        return Some(t);
+    }
+    if view.target.operation_on(at).is_some() {
         return Some(p.wait(POLL));
     }
     view.target.copy(at)?;
@@ -224,6 +227,27 @@ fn clear_lost_transfer(p: &mut Pass<'_>, at: &InstanceRef) -> Option<Transition>
         return Some(p.undo(Reason::LeftoverVolume, message, Some(leftover_fix(p, at))));
     }
     Some(p.ask(EffectKind::Remove, End::Target, at, Request::Remove))
+}
+
+/// An operation on the source that a controller before this one began: its outcome cannot be learnt any more.
+pub(super) fn cancel_lost_operation(p: &Pass<'_>) -> Option<Transition> {
+    let (at, id) = source_places(&p.record).into_iter().find_map(|at| {
+        p.view
+            .source
+            .operation_on(&at)
+            .filter(is_migration)
+            .map(|o| o.id.clone())
+            .map(|id| (at, id))
+    })?;
+    if p.view.outcome.as_ref().is_some_and(|o| o.effect == EffectKind::Cancel) {
+        return Some(p.wait(POLL));
+    }
+    Some(p.ask(EffectKind::Cancel, End::Source, &at, Request::CancelOperation(id)))
+}
+
+/// Both products describe it so; a person's own operations on the instance are left alone.
+fn is_migration(o: &&Operation) -> bool {
+    o.description.starts_with("Migrating")
 }
 
 /// The command that shows and removes what a half-made copy left.

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use crate::model::{Change, Definition, InstanceRef};
-use crate::server::{AcceptRequest, OfferRequest, Relocation};
+use crate::server::{AcceptRequest, OfferRequest, OperationId, Relocation};
 
 /// Which end of a move a request goes to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -129,6 +129,8 @@ pub enum Request {
     Remove,
     /// Cancel the transfer that this controller runs for the move.
     Cancel,
+    /// Cancel an operation that nobody waits for any more: its outcome is lost.
+    CancelOperation(OperationId),
     /// Move inside the server or cluster.
     Relocate(Relocation),
 }

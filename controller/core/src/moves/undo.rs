@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use berth_api::{MicroTime, Outcome as MoveOutcome, Reason};
 
-use super::cold::leftover_fix;
+use super::cold::{cancel_lost_operation, leftover_fix};
 use super::effect::{EffectKind, End, Request};
 use super::finish::{put_back_cloud_init, remove_strays, restore_keys, unmark};
 use super::pass::{Pass, Transition};
@@ -22,6 +22,12 @@ pub(super) fn undoing(p: &mut Pass<'_>) -> Transition {
     let view = p.view;
     if let Some(t) = p.wait_for_end(&view.source) {
         return t;
+    }
+    let stop_may_hang = p.record.status.stopped_at.is_none();
+    if !stop_may_hang && !super::is_internal(&p.record) {
+        if let Some(t) = cancel_lost_operation(p) {
+            return t;
+        }
     }
     if let Some(source) = p.source() {
         if let Some(t) = restore_source(p, source) {
@@ -169,7 +175,7 @@ fn late_stop_is_possible(p: &Pass<'_>) -> bool {
 fn remove_copy(p: &mut Pass<'_>) -> Option<Transition> {
     let view = p.view;
     for at in target_places(&p.record) {
-        if view.target.busy(&at) {
+        if view.target.operation_on(&at).is_some() {
             return Some(p.wait(POLL));
         }
     }

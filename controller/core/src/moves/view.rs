@@ -65,11 +65,11 @@ impl EndView {
         }
     }
 
-    /// Whether an operation names that place.
-    pub fn busy(&self, at: &InstanceRef) -> bool {
+    /// An operation that names that place.
+    pub fn operation_on(&self, at: &InstanceRef) -> Option<&Operation> {
         match self {
-            EndView::Unreachable { .. } => false,
-            EndView::Reachable { operations, .. } => operations.iter().any(|o| o.instances.contains(at)),
+            EndView::Unreachable { .. } => None,
+            EndView::Reachable { operations, .. } => operations.iter().find(|o| o.instances.contains(at)),
         }
     }
 }
