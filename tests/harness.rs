@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use berth_tests::{NewInstance, Test, wait_until};
+use berth_tests::{Fate, NewInstance, Proxy, Test, wait_until};
+use serde_json::json;
 
 berth_tests::suite! {
     needs: [Kube, Lab],
@@ -11,6 +12,8 @@ berth_tests::suite! {
         writes_are_counted_by_the_audit_log,
         an_instance_counts_and_runs_commands_on_every_kind_of_server,
         an_instance_keeps_its_data_when_it_is_moved_by_hand,
+        a_proxy_counts_requests_and_carries_websockets,
+        a_request_that_a_proxy_holds_reaches_the_server_after_its_sender_died,
     ],
     alone: [
         a_daemon_that_is_killed_leaves_its_containers_running,
@@ -113,6 +116,119 @@ async fn an_instance_keeps_its_data_when_it_is_moved_by_hand(test: Test) {
     i2.set_state(&name, "start").await;
     i2.wait_counting(&name).await;
     assert!(i2.counter(&name).await > counter);
+}
+
+/// `curl` as the lab's client, which also does not look at names.
+fn curl(test: &Test, url: &str, args: &[&str]) -> tokio::process::Command {
+    let (cert, key) = (test.dir().join("client.crt"), test.dir().join("client.key"));
+    std::fs::write(&cert, test.lab().client_cert()).expect("the test's folder can be written");
+    std::fs::write(&key, test.lab().client_key()).expect("the test's folder can be written");
+    let mut command = tokio::process::Command::new("curl");
+    command
+        .args(["-sk", "--cert"])
+        .arg(cert)
+        .arg("--key")
+        .arg(key)
+        .args(args)
+        .arg(url)
+        .kill_on_drop(true);
+    command
+}
+
+async fn a_proxy_counts_requests_and_carries_websockets(test: Test) {
+    let server = test.lab().server("i1");
+    let proxy = Proxy::start(test.lab(), server).await;
+    let answer = curl(&test, &format!("{}/1.0", proxy.url()), &[])
+        .output()
+        .await
+        .expect("curl runs");
+    let answer = String::from_utf8_lossy(&answer.stdout).into_owned();
+    assert!(
+        answer.contains(r#""auth":"trusted""#) && answer.contains(&server.fingerprint),
+        "{answer}"
+    );
+
+    let handshake = [
+        "-N",
+        "--http1.1",
+        "-H",
+        "Connection: Upgrade",
+        "-H",
+        "Upgrade: websocket",
+    ];
+    let key = [
+        "-H",
+        "Sec-WebSocket-Version: 13",
+        "-H",
+        "Sec-WebSocket-Key: c2l4dGVlbiBieXRlcyEhIQ==",
+    ];
+    let url = format!("{}/1.0/events?type=lifecycle", proxy.url());
+    let events = test.dir().join("events");
+    let file = std::fs::File::create(&events).expect("the test's folder can be written");
+    let mut listener = curl(&test, &url, &[&handshake[..], &key].concat())
+        .stdout(file)
+        .spawn()
+        .expect("curl runs");
+    wait_until("the listener to be connected", Duration::from_secs(10), || async {
+        proxy.count(|seen| seen.path == "/1.0/events") == 1
+    })
+    .await;
+    let name = test.unique("web");
+    server
+        .create(
+            &name,
+            &NewInstance {
+                start: false,
+                ..NewInstance::default()
+            },
+        )
+        .await;
+    wait_until(
+        "an event to come through the proxy",
+        Duration::from_secs(10),
+        || async {
+            let text = std::fs::read(&events).unwrap_or_default();
+            String::from_utf8_lossy(&text).contains(&name) || {
+                server.patch(&name, json!({"description": test.sentence()})).await;
+                false
+            }
+        },
+    )
+    .await;
+    listener.kill().await.expect("curl ends");
+    assert_eq!(proxy.seen().len(), 2);
+}
+
+async fn a_request_that_a_proxy_holds_reaches_the_server_after_its_sender_died(test: Test) {
+    let server = test.lab().server("l1");
+    let name = test.unique("web");
+    server
+        .create(
+            &name,
+            &NewInstance {
+                start: false,
+                ..NewInstance::default()
+            },
+        )
+        .await;
+    let proxy = Proxy::start(test.lab(), server).await;
+    proxy.rule(|seen| {
+        if seen.method == "DELETE" {
+            Fate::Hold
+        } else {
+            Fate::Pass
+        }
+    });
+    let url = format!("{}/1.0/instances/{name}", proxy.url());
+    let mut sender = curl(&test, &url, &["-X", "DELETE"]).spawn().expect("curl runs");
+    proxy.wait_held(Duration::from_secs(10)).await;
+    sender.kill().await.expect("curl ends");
+    assert_eq!(server.status(&name).await, "Stopped");
+    proxy.release().await;
+    wait_until("the instance to be gone", Duration::from_secs(10), || async {
+        server.status(&name).await == "absent"
+    })
+    .await;
 }
 
 async fn a_daemon_that_is_killed_leaves_its_containers_running(test: Test) {

@@ -252,9 +252,9 @@ impl Lab {
         futures::future::join_all(work).await;
     }
 
-    /// The lab's number, for `LAB_ID`.
-    pub fn id(&self) -> u16 {
-        self.id
+    /// This machine's address in the servers' network.
+    pub fn address(&self) -> String {
+        format!("10.213.{}.1", self.id)
     }
 }
 
@@ -266,6 +266,13 @@ impl Server {
     /// PEM of its certificate.
     pub fn certificate(&self) -> String {
         read(&self.certificate)
+    }
+
+    /// Its certificate and key, for the proxy.
+    pub(crate) fn key_pair(&self) -> (PathBuf, PathBuf) {
+        let dir = self.lab.1.join(&self.name);
+        let kind = if self.cluster.is_some() { "cluster" } else { "server" };
+        (dir.join(format!("{kind}.crt")), dir.join(format!("{kind}.key")))
     }
 
     //---------------------------------------------------------------- faults

@@ -7,6 +7,7 @@ mod controller;
 mod kube;
 mod lab;
 mod objects;
+mod proxy;
 
 mod rest;
 mod runner;
@@ -17,6 +18,7 @@ pub use controller::{Controller, ControllerOptions};
 pub use kube::{AuditEvent, Kube, Kubectl};
 pub use lab::{Lab, NewInstance, Product, Server};
 pub use objects::{Placement, condition, reason};
+pub use proxy::{Fate, Proxy, Seen};
 
 pub use rest::ApiError;
 pub use runner::{Needs, Suite, Test};
