@@ -3,13 +3,13 @@
 
 use std::collections::BTreeSet;
 
-use berth_api::{Location, Reason, present};
+use berth_api::{Location, Overrides, Reason, present};
 
 use super::Blocker;
 use super::build::from_location;
 use super::world::{Desired, Located, ServerView};
 use crate::marks::{self, Role};
-use crate::model::{Instance, InstanceKind, InstanceRef, Member, MemberStatus, ServerFacts};
+use crate::model::{Device, Instance, InstanceKind, InstanceRef, Member, MemberStatus, ServerFacts};
 
 /// Resolves the target of a placement, and collects what stands against it.
 pub(super) fn destination(
@@ -36,6 +36,7 @@ pub(super) fn destination(
     let name = desired.target_name().to_owned();
     check.server();
     check.honoured();
+    check.overrides();
     check.project(&project);
     let member = check.member(&here);
     check.instance();
@@ -100,6 +101,26 @@ impl Check<'_> {
             let message = "the downtime of a Cold move cannot be foretold, so spec.maxDowntime forbids it".to_owned();
             self.refuse(Reason::DowntimeTooLong, message, "remove spec.maxDowntime".to_owned());
         }
+    }
+
+    /// Overrides that would make a namespace's user root on the host.
+    fn overrides(&mut self) {
+        if self.view.allow_unsafe_overrides {
+            return;
+        }
+        let reaching = reaching_into_host(&self.desired.spec.overrides);
+        if reaching.is_empty() {
+            return;
+        }
+        let (server, namespace) = (self.server_name().to_owned(), &self.desired.namespace);
+        let message = format!(
+            "spec.overrides reaches into the host of {server}: {}",
+            reaching.join(", ")
+        );
+        let fix = format!(
+            "kubectl patch isrv -n {namespace} {server} --type merge -p '{{\"spec\":{{\"allowUnsafeOverrides\":true}}}}'"
+        );
+        self.refuse(Reason::InvalidSpec, message, fix);
     }
 
     fn project(&mut self, project: &str) {
@@ -342,6 +363,27 @@ impl Check<'_> {
             }
         }
     }
+}
+
+/// Which overrides reach into the host (design "rules", Overrides).
+fn reaching_into_host(overrides: &Overrides) -> Vec<String> {
+    let key = |k: &&String| k.starts_with("raw.") || ["security.privileged", "security.nesting"].contains(&k.as_str());
+    let device = |d: &Device| {
+        let value = |k: &str| d.get(k).map_or("", String::as_str);
+        match value("type") {
+            "disk" => value("source").starts_with('/'),
+            "nic" => matches!(value("nictype"), "physical" | "sriov"),
+            "gpu" | "usb" | "pci" | "infiniband" | "proxy" => true,
+            other => other.starts_with("unix-"),
+        }
+    };
+    let keys = overrides.config.keys().filter(key).cloned();
+    let devices = overrides
+        .devices
+        .iter()
+        .filter(|(_, d)| device(d))
+        .map(|(name, _)| format!("device {name}"));
+    keys.chain(devices).collect()
 }
 
 fn networks(i: &Instance, desired: &Desired) -> BTreeSet<String> {

@@ -1,0 +1,320 @@
+//! Decisions about placements: no server, no clock. One test is one sentence of the design.
+
+mod common;
+
+use berth_api::placement::{Drift, Mode, PowerState};
+use berth_api::{Method, Reason, Transfer};
+use berth_core::model::{MemberStatus, Power};
+use berth_core::plan::{Decision, Reach, plan};
+use berth_core::server::PowerAction;
+use common::{claim, cluster, desired, instance, now, server, world};
+
+fn reason(decision: &Decision) -> Option<Reason> {
+    match decision {
+        Decision::InSync | Decision::Move(_) | Decision::Power { .. } => None,
+        Decision::Wait { reason, .. } => Some(*reason),
+        Decision::Blocked(blockers) => blockers.first().map(|b| b.reason),
+    }
+}
+
+#[test]
+fn an_instance_that_is_where_it_should_be_needs_nothing() {
+    let w = world([("rack-a", server("a", [instance("web")]))]);
+    let verdict = plan(&desired("web", "rack-a"), &w, now());
+    assert!(matches!(verdict.decision, Decision::InSync), "{verdict:?}");
+    assert!(verdict.drift.is_empty());
+}
+
+#[test]
+fn an_instance_on_another_server_is_moved_cold_by_pull_with_a_guard_on_both_sides() {
+    let w = world([("rack-a", server("a", [instance("web")])), ("rack-b", server("b", []))]);
+    let verdict = plan(&desired("web", "rack-b"), &w, now());
+    let Decision::Move(spec) = verdict.decision else {
+        panic!("{verdict:?}")
+    };
+    assert_eq!(verdict.drift, [Drift::WrongServer]);
+    assert_eq!((spec.method, spec.transfer), (Method::Cold, Transfer::Pull));
+    assert_eq!(
+        spec.guard,
+        berth_api::GuardPair {
+            source: berth_api::GuardKind::Device,
+            target: berth_api::GuardKind::Device
+        }
+    );
+    assert_eq!(
+        (spec.from.fingerprint.as_str(), spec.to.fingerprint.as_str()),
+        ("a", "b")
+    );
+    assert_eq!(spec.to.pool.as_deref(), Some("default"));
+    assert_eq!(spec.power_after, berth_api::Power::Running);
+}
+
+#[test]
+fn a_placement_that_is_bound_by_uuid_is_never_bound_anew_by_name() {
+    let mut other = instance("web");
+    other.config.insert("volatile.uuid".into(), "another".into());
+    let w = world([("rack-a", server("a", [other]))]);
+    let mut d = desired("web", "rack-a");
+    d.status.instance = Some(berth_api::placement::BoundInstance {
+        uuid: Some("uuid-web".into()),
+        ..Default::default()
+    });
+    assert_eq!(reason(&plan(&d, &w, now()).decision), Some(Reason::InstanceNotFound));
+}
+
+#[test]
+fn two_instances_of_one_name_are_never_acted_on() {
+    let mut twin = instance("web");
+    twin.config.insert("volatile.uuid".into(), "another".into());
+    let w = world([
+        ("rack-a", server("a", [instance("web")])),
+        ("rack-b", server("b", [twin])),
+    ]);
+    let verdict = plan(&desired("web", "rack-b"), &w, now());
+    let Decision::Blocked(blockers) = &verdict.decision else {
+        panic!("{verdict:?}")
+    };
+    assert_eq!(blockers[0].reason, Reason::AmbiguousInstance);
+    assert!(
+        blockers[0].fix.as_deref().is_some_and(|f| f.contains("uuid")),
+        "{blockers:?}"
+    );
+}
+
+#[test]
+fn a_name_is_looked_up_only_when_every_server_was_listed() {
+    let mut down = server("b", []);
+    down.reach = Reach::Down {
+        reason: Reason::Unreachable,
+        message: "connection refused".into(),
+        since: now(),
+    };
+    down.instances = None;
+    let w = world([("rack-a", server("a", [])), ("rack-b", down)]);
+    assert_eq!(
+        reason(&plan(&desired("web", "rack-a"), &w, now()).decision),
+        Some(Reason::ServerUnreachable)
+    );
+}
+
+#[test]
+fn a_copy_on_its_way_in_or_out_is_no_candidate() {
+    let mut retired = instance("web");
+    retired.config.insert("user.berth.role".into(), "retired".into());
+    let mut incoming = instance("berth-x7k2p9q3-web");
+    incoming.config.insert("user.berth.role".into(), "incoming".into());
+    let w = world([
+        ("rack-a", server("a", [retired, incoming])),
+        ("rack-b", server("b", [instance("web")])),
+    ]);
+    assert!(matches!(
+        plan(&desired("web", "rack-b"), &w, now()).decision,
+        Decision::InSync
+    ));
+}
+
+#[test]
+fn every_refusal_has_its_reason_and_a_way_to_mend_it() {
+    type Change = fn(&mut berth_core::plan::Desired, &mut berth_core::plan::World);
+    let rows: [(Reason, Change); 12] = [
+        (Reason::ServerNotFound, |d, _| d.spec.target.server = "nowhere".into()),
+        (Reason::InstanceNotFound, |d, _| {
+            d.spec.instance.name = Some("nobody".into())
+        }),
+        (Reason::TargetCordoned, |_, w| view(w).cordoned = true),
+        (Reason::PoolNotFound, |d, _| d.spec.target.pool = Some("nvme".into())),
+        (Reason::ProjectNotFound, |d, _| {
+            d.spec.target.project = Some("prod".into())
+        }),
+        (Reason::MemberNotFound, |d, _| {
+            d.spec.target.member = Some("node-3".into())
+        }),
+        (Reason::ProfileNotFound, |d, _| {
+            d.spec.overrides.profiles = vec!["fast".into()]
+        }),
+        (Reason::NetworkNotFound, |d, _| {
+            let nic = [("type", "nic"), ("network", "br9")].map(|(k, v)| (k.to_owned(), v.to_owned()));
+            d.spec.overrides.devices.insert("eth0".into(), nic.into());
+        }),
+        (Reason::NameTaken, |_, w| {
+            let mut other = instance("web");
+            other.config.insert("volatile.uuid".into(), "another".into());
+            view(w).instances = Some([other].into_iter().collect());
+        }),
+        (Reason::MethodImpossible, |d, _| d.spec.methods = vec![Method::Live]),
+        (Reason::InvalidSpec, |d, _| d.spec.target.name = Some("9-lives.".into())),
+        (Reason::ClaimedByAnother, |_, w| {
+            w.claims = vec![claim("older", "a", "uuid-web", "2020-01-01T00:00:00Z")]
+        }),
+    ];
+    for (expected, change) in rows {
+        let mut w = world([("rack-a", server("a", [instance("web")])), ("rack-b", server("b", []))]);
+        let mut d = desired("web", "rack-b");
+        d.spec.instance.uuid = (expected == Reason::NameTaken).then(|| "uuid-web".to_owned());
+        change(&mut d, &mut w);
+        let verdict = plan(&d, &w, now());
+        let Decision::Blocked(blockers) = &verdict.decision else {
+            panic!("{expected}: {verdict:?}")
+        };
+        assert_eq!(blockers[0].reason, expected, "{blockers:?}");
+        assert!(
+            !blockers[0].message.is_empty() && blockers[0].fix.is_some(),
+            "{blockers:?}"
+        );
+    }
+}
+
+fn view(w: &mut berth_core::plan::World) -> &mut berth_core::plan::ServerView {
+    w.servers.get_mut("rack-b").unwrap_or_else(|| panic!("rack-b"))
+}
+
+#[test]
+fn all_blockers_are_found_at_once() {
+    let w = world([("rack-a", server("a", [instance("web")])), ("rack-b", server("b", []))]);
+    let mut d = desired("web", "rack-b");
+    d.spec.target.pool = Some("nvme".into());
+    d.spec.overrides.profiles = vec!["fast".into()];
+    let Decision::Blocked(blockers) = plan(&d, &w, now()).decision else {
+        panic!()
+    };
+    let reasons: Vec<_> = blockers.iter().map(|b| b.reason).collect();
+    assert_eq!(reasons, [Reason::PoolNotFound, Reason::ProfileNotFound]);
+}
+
+#[test]
+fn suspended_or_observing_placements_only_say_what_they_would_do() {
+    let w = world([("rack-a", server("a", [instance("web")])), ("rack-b", server("b", []))]);
+    let mut d = desired("web", "rack-b");
+    d.spec.suspend = true;
+    let verdict = plan(&d, &w, now());
+    assert_eq!(reason(&verdict.decision), Some(Reason::Suspended));
+    assert!(verdict.plan.is_some_and(|p| p.digest.is_some()));
+    d.spec.suspend = false;
+    d.spec.mode = Mode::Observe;
+    assert_eq!(reason(&plan(&d, &w, now()).decision), Some(Reason::DriftObserved));
+}
+
+#[test]
+fn the_declared_power_state_alone_needs_no_move() {
+    let mut stopped = instance("web");
+    stopped.power = Power::Stopped;
+    let w = world([("rack-a", server("a", [stopped]))]);
+    let mut d = desired("web", "rack-a");
+    assert!(
+        matches!(plan(&d, &w, now()).decision, Decision::InSync),
+        "Preserve is never drift"
+    );
+    d.spec.power_state = PowerState::Running;
+    let Decision::Power { action, .. } = plan(&d, &w, now()).decision else {
+        panic!()
+    };
+    assert_eq!(action, PowerAction::Start { stateful: false });
+}
+
+#[test]
+fn a_stopped_instance_moves_even_where_only_live_moves_are_allowed_and_stays_stopped() {
+    let mut stopped = instance("web");
+    stopped.power = Power::Stopped;
+    let w = world([("rack-a", server("a", [stopped])), ("rack-b", server("b", []))]);
+    let mut d = desired("web", "rack-b");
+    d.spec.methods = vec![Method::Live];
+    let Decision::Move(spec) = plan(&d, &w, now()).decision else {
+        panic!()
+    };
+    assert_eq!(spec.power_after, berth_api::Power::Stopped);
+}
+
+#[test]
+fn without_a_free_slot_a_move_waits() {
+    let mut w = world([("rack-a", server("a", [instance("web")])), ("rack-b", server("b", []))]);
+    view(&mut w).free_incoming = 0;
+    assert_eq!(
+        reason(&plan(&desired("web", "rack-b"), &w, now()).decision),
+        Some(Reason::Pending)
+    );
+}
+
+#[test]
+fn a_member_change_inside_a_cluster_is_done_by_the_cluster() {
+    let mut web = instance("web");
+    web.member = Some("m1".into());
+    let w = world([("rack", cluster("c", [web]))]);
+    let mut d = desired("web", "rack");
+    d.spec.target.member = Some("m2".into());
+    let Decision::Move(spec) = plan(&d, &w, now()).decision else {
+        panic!()
+    };
+    assert_eq!(
+        (spec.transfer, spec.to.member.as_deref()),
+        (Transfer::Internal, Some("m2"))
+    );
+    assert_eq!(spec.guard.source, berth_api::GuardKind::None);
+}
+
+#[test]
+fn a_group_is_resolved_to_an_online_member_of_it() {
+    let mut web = instance("web");
+    web.member = Some("m1".into());
+    let w = world([("rack", cluster("c", [web]))]);
+    let mut d = desired("web", "rack");
+    d.spec.target.group = Some("ssd".into());
+    let Decision::Move(spec) = plan(&d, &w, now()).decision else {
+        panic!()
+    };
+    assert_eq!(
+        (spec.to.member.as_deref(), spec.to.group.as_deref()),
+        (Some("m3"), Some("ssd"))
+    );
+}
+
+#[test]
+fn an_evacuated_instance_is_left_alone() {
+    let mut web = instance("web");
+    web.member = Some("m2".into());
+    web.config.insert("volatile.evacuate.origin".into(), "m1".into());
+    let mut rack = cluster("c", [web]);
+    if let Some(facts) = rack.facts.as_mut() {
+        std::sync::Arc::make_mut(facts).members[0].status = MemberStatus::Evacuated;
+    }
+    let mut d = desired("web", "rack");
+    d.spec.target.member = Some("m1".into());
+    assert_eq!(
+        reason(&plan(&d, &world([("rack", rack)]), now()).decision),
+        Some(Reason::ForeignOperation)
+    );
+}
+
+#[test]
+fn a_restricted_target_project_is_pushed_to_and_guarded_by_name() {
+    let mut b = server("b", []);
+    if let Some(facts) = b.facts.as_mut() {
+        std::sync::Arc::make_mut(facts).projects[0]
+            .config
+            .insert("restricted".into(), "true".into());
+    }
+    let w = world([("rack-a", server("a", [instance("web")])), ("rack-b", b)]);
+    let Decision::Move(spec) = plan(&desired("web", "rack-b"), &w, now()).decision else {
+        panic!()
+    };
+    assert_eq!(
+        (spec.transfer, spec.guard.target),
+        (Transfer::Push, berth_api::GuardKind::Name)
+    );
+}
+
+#[test]
+fn an_approval_is_for_one_plan_only() {
+    let w = world([("rack-a", server("a", [instance("web")])), ("rack-b", server("b", []))]);
+    let mut d = desired("web", "rack-b");
+    d.spec.approval = berth_api::placement::Approval::Manual;
+    let verdict = plan(&d, &w, now());
+    assert_eq!(reason(&verdict.decision), Some(Reason::WaitingForApproval));
+    d.approve = verdict.plan.and_then(|p| p.digest);
+    assert!(matches!(plan(&d, &w, now()).decision, Decision::Move(_)));
+    d.status.committed_moves = Some(1);
+    assert_eq!(
+        reason(&plan(&d, &w, now()).decision),
+        Some(Reason::WaitingForApproval),
+        "it is spent"
+    );
+}
