@@ -1,1 +1,105 @@
-//! Placeholder.
+//! Runs the move protocol: knows the servers, asks berth-core what to do, does it, and keeps the limits. It knows neither
+//! Kubernetes nor files (the records are a port) and decides nothing that is not about resources of its own.
+//!
+//! | module | what it does |
+//! |---|---|
+//! | [`inventory`] | follows one server: events first, then facts and one list, then only what changed |
+//! | [`registry`] | the servers by namespace and name; those of one fingerprint share inventory and limits |
+//! | `tasks` | carries out effects in the background and keeps each outcome until a step has seen it |
+//! | [`drive`] | passes over one open move: read, step, write the record, effect |
+#![deny(missing_docs)]
+
+pub mod drive;
+pub mod inventory;
+mod primaries;
+pub mod registry;
+mod tasks;
+mod transfer;
+
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use berth_core::model::InstanceRef;
+use jiff::Timestamp;
+
+/// The clock: the system's, or a virtual one in tests (all sleeping is tokio's).
+pub type Clock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
+/// A yes or no of the world outside, asked whenever it matters.
+pub type Question = Arc<dyn Fn() -> bool + Send + Sync>;
+
+/// What the engine needs to know of the process that it runs in.
+#[derive(Clone)]
+pub struct Env {
+    /// The time.
+    pub clock: Clock,
+    /// Whether this process may write records and ask servers for changes at all.
+    pub may_act: Question,
+    /// Whether the lease holds long enough for requests without a precondition.
+    pub lease_is_safe: Question,
+}
+
+impl Env {
+    /// The time now.
+    pub fn now(&self) -> Timestamp {
+        (self.clock)()
+    }
+}
+
+/// Namespace and name of an object.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Key {
+    /// The namespace.
+    pub namespace: String,
+    /// The name.
+    pub name: String,
+}
+
+impl Key {
+    /// Namespace and name as one key.
+    pub fn new(namespace: impl Into<String>, name: impl Into<String>) -> Self {
+        Self {
+            namespace: namespace.into(),
+            name: name.into(),
+        }
+    }
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// A hint that something is not as it was. Never a fact: look again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// Reachability, facts or many instances of a server.
+    Server {
+        /// The InstanceServer.
+        key: Key,
+        /// The server behind it, if it ever answered.
+        fingerprint: Option<String>,
+    },
+    /// One instance.
+    Instance {
+        /// The server that has, or had, it.
+        fingerprint: String,
+        /// Where.
+        at: InstanceRef,
+        /// Its `volatile.uuid`, if it was or is known.
+        uuid: Option<String>,
+    },
+    /// An effect of a move ended.
+    Move {
+        /// The record.
+        record: Key,
+    },
+}
+
+/// Where hints are sent to and taken from. A receiver that lags behind looks at everything again.
+pub type Changes = tokio::sync::broadcast::Sender<Change>;
+
+/// A poisoned lock only means that another thread panicked; the data are plain values.
+pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,386 @@
+//! Passes over one open move: read what the step needs, let berth-core decide, write the record, then carry out the
+//! effect, until there is nothing to do at once. A whole short move runs in one call. What to do is not decided here.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use berth_api::Step;
+use berth_core::marks;
+use berth_core::model::{Fresh, InstanceRef, Inventory, Snapshot};
+use berth_core::moves::{self, Copy, Effect, End, EndView, Look, Read, Request, Task, View, Wish};
+use berth_core::records::{Record, RecordError, Records};
+use berth_core::server::{FailureKind, Operation, Server, ServerError};
+use futures::future::{join, try_join, try_join_all};
+use jiff::Timestamp;
+use rand::Rng;
+use tokio::sync::Notify;
+use tokio::time::timeout;
+
+use crate::registry::{Reached, Registry, Silent};
+use crate::tasks::{Pair, Tasks};
+use crate::{Changes, Env, Key, lock};
+
+/// How long a pass waits for an effect before it returns and lets others act.
+const ATTEND: Duration = Duration::from_secs(3);
+/// When to look again after something outside (lease, records) stood in the way.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Carries moves on. One value for all of them.
+pub struct Driver {
+    env: Env,
+    registry: Arc<Registry>,
+    records: Arc<dyn Records>,
+    tasks: Tasks,
+    /// Since when an end of a move has not answered.
+    silent: Mutex<HashMap<(Key, End), Timestamp>>,
+    /// Records that this process holds.
+    held: Mutex<HashSet<Key>>,
+}
+
+/// What the placement wants of the record now.
+pub type WishOf<'a> = &'a (dyn Fn(&Record, Timestamp) -> Wish + Send + Sync);
+/// Told of every record as it is written.
+pub type Told<'a> = &'a (dyn Fn(&Record) + Send + Sync);
+
+/// What one call needs besides the record.
+pub struct Orders<'a> {
+    /// What the placement wants.
+    pub wish: WishOf<'a>,
+    /// Names of all moves that are not finished.
+    pub open_moves: Vec<String>,
+    /// Interrupts the call between two requests: the placement or the record changed.
+    pub interrupt: &'a Notify,
+    /// Told of every record as it is written.
+    pub written: Told<'a>,
+}
+
+/// Where a call left a move.
+#[derive(Clone, Debug)]
+pub struct Driven {
+    /// The record as it is stored.
+    pub record: Record,
+    /// When to look again, at the latest; `None`: it is over.
+    pub look_again: Option<Duration>,
+}
+
+impl Driver {
+    /// Moves of these servers, with these records.
+    pub fn new(env: Env, registry: Arc<Registry>, records: Arc<dyn Records>, changes: Changes) -> Self {
+        Self {
+            env,
+            registry,
+            records,
+            tasks: Tasks::new(changes),
+            silent: Mutex::default(),
+            held: Mutex::default(),
+        }
+    }
+
+    /// Carries a move on until it waits for something, is over, or is interrupted.
+    pub async fn drive(&self, record: Record, orders: &Orders<'_>) -> Result<Driven, RecordError> {
+        let key = Key::new(&record.namespace, &record.name);
+        if record.finished() {
+            return self.release(&key, record).await;
+        }
+        if !(self.env.may_act)() {
+            return Ok(driven(record, RETRY));
+        }
+        let mut record = self.hold(&key, record).await?;
+        loop {
+            let look = match self.pass(&key, &mut record, orders).await {
+                Ok(look) => look,
+                // somebody else wrote: what they wrote counts
+                Err(RecordError::Conflict(_)) => {
+                    record = self.records.load(&key.namespace, &key.name).await?;
+                    Look::Now
+                }
+                Err(error @ (RecordError::NotFound(_) | RecordError::Unavailable(_))) => return Err(error),
+            };
+            if record.finished() {
+                return self.release(&key, record).await;
+            }
+            let busy = matches!(self.tasks.task(&key), Task::Busy { .. });
+            let after = match look {
+                Look::Done => {
+                    return Ok(Driven {
+                        record,
+                        look_again: None,
+                    });
+                }
+                Look::Now => Duration::ZERO,
+                Look::After(after) => after,
+            };
+            if busy {
+                tokio::select! {
+                    done = timeout(ATTEND, self.tasks.ended(&key)) => match done {
+                        Ok(()) => continue,
+                        // it may have ended this instant, when nobody else was told any more
+                        Err(_) if self.tasks.task(&key) == Task::Idle => continue,
+                        Err(_) => return Ok(driven(record, after.max(RETRY))),
+                    },
+                    () = orders.interrupt.notified() => return Ok(driven(record, Duration::ZERO)),
+                }
+            }
+            if !after.is_zero() {
+                return Ok(driven(record, after));
+            }
+        }
+    }
+
+    /// One look, one step, one write, one effect.
+    async fn pass(&self, key: &Key, record: &mut Record, orders: &Orders<'_>) -> Result<Look, RecordError> {
+        let task = self.tasks.task(key);
+        let idle = task == Task::Idle;
+        let outcome = self.tasks.outcome(key).filter(|_| idle);
+        let (source, target) = self.look(key, record, idle).await;
+        let answered = [&source, &target]
+            .iter()
+            .all(|e| matches!(e, EndView::Reachable { .. }));
+        let now = self.env.now();
+        let view = View {
+            source,
+            target,
+            task,
+            outcome,
+            wish: (orders.wish)(record, now),
+            open_moves: orders
+                .open_moves
+                .iter()
+                .filter(|n| **n != record.name)
+                .cloned()
+                .collect(),
+            random: random(),
+            lease_is_safe: (self.env.lease_is_safe)(),
+        };
+        let transition = moves::step(record, &view, now);
+        let changed = transition.record != *record;
+        if changed {
+            if !(self.env.may_act)() {
+                return Ok(Look::After(RETRY));
+            }
+            *record = self.records.swap(&transition.record).await?;
+            (orders.written)(record);
+        }
+        // an outcome that the step could not use, because it waits for an end, is shown again
+        if view.outcome.is_some() && (changed || transition.effect.is_some() || answered) {
+            self.tasks.seen(key);
+        }
+        let begun = transition.effect.is_none_or(|effect| self.begin(key, record, effect));
+        Ok(if begun { transition.look } else { Look::After(RETRY) })
+    }
+
+    /// Starts an effect, if this process still may.
+    fn begin(&self, key: &Key, record: &Record, effect: Effect) -> bool {
+        let unconditional = matches!(
+            effect.request,
+            Request::Stop { .. } | Request::ForceStop | Request::Rename { .. }
+        );
+        if !(self.env.may_act)() || (unconditional && !(self.env.lease_is_safe)()) {
+            return false;
+        }
+        if matches!(effect.request, Request::Cancel) {
+            self.tasks.cancel(key);
+            return true;
+        }
+        let end = |end| match end {
+            End::Source => &record.spec.from,
+            End::Target => &record.spec.to,
+        };
+        let reach = |e| self.registry.end(&record.namespace, end(e)).ok();
+        let Some(reached) = reach(effect.end) else { return false };
+        let pair = match &effect.request {
+            Request::Transfer(_) => match (reach(End::Source), reach(End::Target)) {
+                (Some(source), Some(target)) => Some(Pair {
+                    source: source.side(),
+                    target: target.side(),
+                }),
+                (None, _) | (_, None) => return false,
+            },
+            _ => None,
+        };
+        self.tasks.spawn(key, effect, reached.follower.server(), pair);
+        true
+    }
+
+    /// Keeps everything the move needs from vanishing, once per process; that changes the record's version.
+    async fn hold(&self, key: &Key, record: Record) -> Result<Record, RecordError> {
+        if lock(&self.held).contains(key) {
+            return Ok(record);
+        }
+        self.records.hold(&record).await?;
+        lock(&self.held).insert(key.clone());
+        self.records.load(&key.namespace, &key.name).await
+    }
+
+    async fn release(&self, key: &Key, record: Record) -> Result<Driven, RecordError> {
+        self.records.release(&record).await?;
+        self.forget(key);
+        Ok(Driven {
+            record,
+            look_again: None,
+        })
+    }
+
+    /// Forgets what was kept in memory for a record.
+    pub fn forget(&self, key: &Key) {
+        lock(&self.held).remove(key);
+        lock(&self.silent).retain(|(k, _), _| k != key);
+        self.tasks.seen(key);
+    }
+
+    async fn look(&self, key: &Key, record: &Record, idle: bool) -> (EndView, EndView) {
+        if !idle {
+            // nothing is decided from the servers while an effect is under way
+            let unseen = EndView::Unreachable {
+                since: self.env.now(),
+                message: String::new(),
+            };
+            return (unseen.clone(), unseen);
+        }
+        let reads = moves::reads(record);
+        if moves::is_internal(record) {
+            let both = self.look_at(key, record, End::Source, &reads).await;
+            return (both.clone(), both);
+        }
+        join(
+            self.look_at(key, record, End::Source, &reads),
+            self.look_at(key, record, End::Target, &reads),
+        )
+        .await
+    }
+
+    async fn look_at(&self, key: &Key, record: &Record, end: End, reads: &[Read]) -> EndView {
+        let place = match end {
+            End::Source => &record.spec.from,
+            End::Target => &record.spec.to,
+        };
+        let reached = match self.registry.end(&record.namespace, place) {
+            Ok(reached) => reached,
+            Err(Silent { since, message }) => return self.unreachable(key, end, since, message),
+        };
+        let server = reached.follower.server();
+        let suspected = match end {
+            End::Source => Vec::new(),
+            End::Target => strays(record, &reached.instances),
+        };
+        let read = read_all(server.as_ref(), end, reads);
+        match try_join(read, confirmed(server.as_ref(), record, suspected)).await {
+            Ok(((copies, operations), strays)) => {
+                lock(&self.silent).remove(&(key.clone(), end));
+                EndView::Reachable {
+                    facts: reached.facts,
+                    copies,
+                    operations,
+                    strays,
+                }
+            }
+            Err(error) => {
+                self.report(&reached, &error);
+                self.unreachable(key, end, None, error.to_string())
+            }
+        }
+    }
+
+    fn report(&self, reached: &Reached, error: &ServerError) {
+        let lost = matches!(
+            error.kind,
+            FailureKind::Unreachable
+                | FailureKind::Unknown
+                | FailureKind::NotTrusted
+                | FailureKind::CertificateMismatch
+        );
+        if lost {
+            reached.follower.suspect(error);
+        }
+    }
+
+    fn unreachable(&self, key: &Key, end: End, since: Option<Timestamp>, message: String) -> EndView {
+        let mut silent = lock(&self.silent);
+        let first = silent.entry((key.clone(), end)).or_insert_with(|| self.env.now());
+        *first = since.map_or(*first, |s| s.min(*first));
+        EndView::Unreachable { since: *first, message }
+    }
+}
+
+fn driven(record: Record, after: Duration) -> Driven {
+    Driven {
+        record,
+        look_again: Some(after),
+    }
+}
+
+/// All reads of one end at the same time.
+async fn read_all(server: &dyn Server, end: End, reads: &[Read]) -> Result<(Vec<Copy>, Vec<Operation>), ServerError> {
+    let instances = reads.iter().filter_map(|read| match read {
+        Read::Instance { end: e, at, snapshots } if *e == end => Some(read_copy(server, at, *snapshots)),
+        Read::Instance { .. } | Read::Operations(_) => None,
+    });
+    let wants_operations = reads.contains(&Read::Operations(end));
+    let operations = async {
+        if wants_operations {
+            server.operations().await
+        } else {
+            Ok(Vec::new())
+        }
+    };
+    let (copies, operations) = try_join(try_join_all(instances), operations).await?;
+    Ok((copies.into_iter().flatten().collect(), operations))
+}
+
+async fn read_copy(server: &dyn Server, at: &InstanceRef, snapshots: bool) -> Result<Option<Copy>, ServerError> {
+    let list = async {
+        if snapshots {
+            server.snapshots(at).await.map(Some)
+        } else {
+            Ok(None)
+        }
+    };
+    let (fresh, list): (Result<Option<Fresh>, _>, Result<Option<Vec<Snapshot>>, _>) =
+        join(server.instance(at), list).await;
+    let Some(fresh) = fresh? else { return Ok(None) };
+    Ok(Some(Copy {
+        fresh,
+        snapshots: list?,
+    }))
+}
+
+/// Copies that late requests made under names that the record no longer uses. Only looked for where they are removed.
+fn strays(record: &Record, instances: &Inventory) -> Vec<InstanceRef> {
+    if !matches!(record.status.step(), Some(Step::Retired | Step::Undoing)) {
+        return Vec::new();
+    }
+    let names = record.status.names.as_ref();
+    let current =
+        |name: &str| names.is_some_and(|n| n.incoming.as_deref() == Some(name) || n.retired.as_deref() == Some(name));
+    instances
+        .iter()
+        .filter(|i| marks::move_id(i) == Some(record.name.as_str()))
+        .filter(|i| marks::is_unique_name(&i.at.name) && !current(&i.at.name))
+        .map(|i| i.at.clone())
+        .collect()
+}
+
+/// Those that still exist and carry the record's mark, read afresh.
+async fn confirmed(
+    server: &dyn Server,
+    record: &Record,
+    suspected: Vec<InstanceRef>,
+) -> Result<Vec<InstanceRef>, ServerError> {
+    let fresh = try_join_all(suspected.iter().map(|at| server.instance(at))).await?;
+    let ours = fresh
+        .into_iter()
+        .flatten()
+        .map(|f| f.instance)
+        .filter(|i| marks::move_id(i) == Some(record.name.as_str()) && !i.may_run());
+    Ok(ours.map(|i| i.at).collect())
+}
+
+/// Eight characters for a name that was never used before.
+fn random() -> String {
+    const CHARACTERS: &[u8] = b"abcdefghijklmnopqrstuvwxyz0123456789";
+    let mut rng = rand::rng();
+    (0..8)
+        .map(|_| char::from(CHARACTERS[rng.random_range(0..CHARACTERS.len())]))
+        .collect()
+}

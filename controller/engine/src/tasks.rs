@@ -1,0 +1,207 @@
+//! What this process itself carries out for each move, one effect at a time. Each runs in a task of its own and keeps its
+//! outcome until a step has seen it; all of them end with this value, as they would if the process died.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use berth_core::moves::{Effect, EffectKind, Outcome, Request, Task};
+use berth_core::server::{FailureKind, PowerAction, Progress, Result, Server, ServerError};
+use tokio::sync::watch;
+use tokio::task::AbortHandle;
+use tokio::time::Instant;
+
+use crate::transfer::{self, Side};
+use crate::{Change, Changes, Key, lock};
+
+/// A server gets that much longer for a stop than the guest.
+const GRACE: Duration = Duration::from_secs(5);
+/// Progress is shown at most that often.
+const PROGRESS: Duration = Duration::from_secs(5);
+
+/// The effects under way, by record.
+pub(crate) struct Tasks {
+    changes: Changes,
+    slots: Mutex<HashMap<Key, Slot>>,
+}
+
+struct Slot {
+    shared: Arc<Shared>,
+    abort: AbortHandle,
+}
+
+struct Shared {
+    effect: EffectKind,
+    state: Mutex<State>,
+    ended: watch::Sender<bool>,
+    cancel: watch::Sender<u32>,
+}
+
+#[derive(Default)]
+struct State {
+    result: Option<Result<()>>,
+    progress: Option<Progress>,
+    shown: Option<(Instant, Progress)>,
+    /// Whether a pass waits for the end: then nobody else has to be told.
+    awaited: bool,
+}
+
+/// The two ends of a transfer.
+pub(crate) struct Pair {
+    pub source: Side,
+    pub target: Side,
+}
+
+impl Tasks {
+    pub fn new(changes: Changes) -> Self {
+        Self {
+            changes,
+            slots: Mutex::default(),
+        }
+    }
+
+    /// What is being done for the move, as a step sees it.
+    pub fn task(&self, record: &Key) -> Task {
+        let slots = lock(&self.slots);
+        let Some(slot) = slots.get(record) else {
+            return Task::Idle;
+        };
+        let mut state = lock(&slot.shared.state);
+        if state.result.is_some() {
+            return Task::Idle;
+        }
+        let due = state.shown.is_none_or(|(at, _)| at.elapsed() >= PROGRESS);
+        if let (true, Some(p)) = (due, state.progress) {
+            state.shown = Some((Instant::now(), p));
+        }
+        Task::Busy {
+            effect: slot.shared.effect,
+            progress: state.shown.map(|(_, p)| p),
+        }
+    }
+
+    /// How the last effect ended, if no step has used that yet.
+    pub fn outcome(&self, record: &Key) -> Option<Outcome> {
+        let slots = lock(&self.slots);
+        let shared = &slots.get(record)?.shared;
+        let result = lock(&shared.state).result.clone()?;
+        Some(Outcome {
+            effect: shared.effect,
+            result,
+        })
+    }
+
+    /// A step has used the outcome, and what follows from it is written.
+    pub fn seen(&self, record: &Key) {
+        let mut slots = lock(&self.slots);
+        if slots
+            .get(record)
+            .is_some_and(|s| lock(&s.shared.state).result.is_some())
+        {
+            slots.remove(record);
+        }
+    }
+
+    /// Waits until nothing is being done for the move.
+    pub async fn ended(&self, record: &Key) {
+        let shared = lock(&self.slots).get(record).map(|s| s.shared.clone());
+        let Some(shared) = shared else { return };
+        lock(&shared.state).awaited = true;
+        let awaited = Awaited(&shared);
+        // the sender lives in `shared`
+        let _ = shared.ended.subscribe().wait_for(|ended| *ended).await;
+        drop(awaited);
+    }
+
+    /// Cancels the transfer that runs for the move.
+    pub fn cancel(&self, record: &Key) {
+        if let Some(slot) = lock(&self.slots).get(record) {
+            slot.shared.cancel.send_modify(|n| *n += 1);
+        }
+    }
+
+    /// Carries out an effect on `server`; a transfer on `pair`.
+    pub fn spawn(&self, record: &Key, effect: Effect, server: Arc<dyn Server>, pair: Option<Pair>) {
+        let shared = Arc::new(Shared {
+            effect: effect.kind,
+            state: Mutex::default(),
+            ended: watch::Sender::new(false),
+            cancel: watch::Sender::new(0),
+        });
+        let (running, changes, key) = (shared.clone(), self.changes.clone(), record.clone());
+        let task = tokio::spawn(async move {
+            let began = Instant::now();
+            let result = perform(effect, server.as_ref(), pair, &running).await;
+            let milliseconds = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+            match &result {
+                Ok(()) => tracing::info!(record = %key, effect = ?running.effect, milliseconds, "done"),
+                Err(e) => tracing::warn!(record = %key, effect = ?running.effect, milliseconds, error = %e, "failed"),
+            }
+            let awaited = {
+                let mut state = lock(&running.state);
+                state.result = Some(result);
+                state.awaited
+            };
+            running.ended.send_replace(true);
+            if !awaited {
+                // nobody listening is no failure
+                let _ = changes.send(Change::Move { record: key });
+            }
+        });
+        let abort = task.abort_handle();
+        let old = lock(&self.slots).insert(record.clone(), Slot { shared, abort });
+        if let Some(old) = old {
+            old.abort.abort();
+        }
+    }
+}
+
+impl Drop for Tasks {
+    fn drop(&mut self) {
+        for slot in lock(&self.slots).values() {
+            slot.abort.abort();
+        }
+    }
+}
+
+/// Takes note that the pass no longer waits, also when it was interrupted.
+struct Awaited<'a>(&'a Shared);
+
+impl Drop for Awaited<'_> {
+    fn drop(&mut self) {
+        lock(&self.0.state).awaited = false;
+    }
+}
+
+async fn perform(effect: Effect, server: &dyn Server, pair: Option<Pair>, shared: &Shared) -> Result<()> {
+    let attempted = format!("{} {}", effect.kind.as_str(), effect.at);
+    let at = &effect.at;
+    let (operation, limit) = match effect.request {
+        Request::Patch { change, etag } => return server.patch(at, &change, &etag).await,
+        Request::Put { definition, etag } => return server.put(at, &definition, &etag).await,
+        Request::Transfer(transfer) => {
+            let Some(Pair { source, target }) = pair else {
+                return Err(ServerError::new(
+                    FailureKind::Unreachable,
+                    attempted,
+                    "an end does not answer",
+                ));
+            };
+            let progress = |p| lock(&shared.state).progress = Some(p);
+            return transfer::run(*transfer, source, target, shared.cancel.subscribe(), &progress).await;
+        }
+        // only a transfer can be cancelled, and then it is still in hand: see `Tasks::cancel`
+        Request::Cancel => return Ok(()),
+        Request::CancelOperation(id) => return server.cancel(&id).await,
+        Request::Stop { timeout } => (
+            server.set_power(at, PowerAction::Stop { timeout }).await?,
+            Some(timeout + GRACE),
+        ),
+        Request::ForceStop => (server.set_power(at, PowerAction::ForceStop).await?, None),
+        Request::Start { stateful } => (server.set_power(at, PowerAction::Start { stateful }).await?, None),
+        Request::Rename { name } => (server.rename(at, &name).await?, None),
+        Request::Remove => (server.remove(at).await?, None),
+        Request::Relocate(to) => (server.relocate(at, &to).await?, None),
+    };
+    transfer::finished(server, &attempted, &operation, limit).await
+}

@@ -1,0 +1,226 @@
+//! One transfer between two servers: both ends are opened back to back (the daemons wait for each other only 10 to 30
+//! seconds), then both operations are followed to their ends. It counts only if both are seen to succeed.
+
+use std::time::Duration;
+
+use berth_core::moves::{Transfer, Wiring};
+use berth_core::server::{
+    Channel, FailureKind, OperationId, OperationState, Peer, Progress, Result, Server, ServerError,
+};
+use std::sync::Arc;
+use tokio::sync::broadcast::Receiver;
+use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, sleep_until};
+
+use crate::inventory::OperationEvent;
+
+/// Longest single wait: an operation vanishes five seconds after its end.
+const WAIT: Duration = Duration::from_secs(3);
+/// Pause after a wait that failed.
+const PAUSE: Duration = Duration::from_millis(500);
+/// How long waits may fail before the outcome counts as unknown.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How long the other end's error is waited for after one end failed.
+const COLLECT: Duration = Duration::from_secs(10);
+
+/// One end of a transfer, with everything resolved beforehand.
+pub(crate) struct Side {
+    /// The InstanceServer's name, for messages.
+    pub name: String,
+    pub server: Arc<dyn Server>,
+    /// `https://host:port` under which the other server reaches it.
+    pub address: String,
+    /// Its certificate.
+    pub certificate: String,
+    /// Its operations' events, subscribed before the first request.
+    pub events: Receiver<OperationEvent>,
+}
+
+/// How an operation ended.
+#[derive(Clone, Debug, PartialEq)]
+enum Ended {
+    Succeeded,
+    Failed(String),
+    Unknown(String),
+}
+
+/// Waits for the end of an operation; for at most `limit`, if there is one.
+pub(crate) async fn finished(
+    server: &dyn Server,
+    attempted: &str,
+    operation: &OperationId,
+    limit: Option<Duration>,
+) -> Result<()> {
+    match ended(server, operation, limit.map(|l| Instant::now() + l)).await {
+        Ended::Succeeded => Ok(()),
+        Ended::Failed(message) => Err(ServerError::new(FailureKind::Refused, attempted, message)),
+        Ended::Unknown(message) => Err(ServerError::new(FailureKind::Unknown, attempted, message)),
+    }
+}
+
+async fn ended(server: &dyn Server, operation: &OperationId, deadline: Option<Instant>) -> Ended {
+    let mut failing_since: Option<Instant> = None;
+    loop {
+        let left = deadline.map_or(WAIT, |d| d.saturating_duration_since(Instant::now()));
+        if left.is_zero() {
+            return Ended::Unknown("it takes longer than it was given".to_owned());
+        }
+        match server.wait(operation, left.min(WAIT)).await {
+            Ok(OperationState::Succeeded) => return Ended::Succeeded,
+            Ok(OperationState::Failed(message)) => return Ended::Failed(message),
+            Ok(OperationState::Gone) => {
+                return Ended::Unknown(
+                    "the server does not know the operation any more, so its end was not seen".into(),
+                );
+            }
+            Ok(OperationState::Running) => failing_since = None,
+            Err(error) => {
+                let since = *failing_since.get_or_insert_with(Instant::now);
+                if since.elapsed() >= PATIENCE {
+                    return Ended::Unknown(error.to_string());
+                }
+                sleep(PAUSE).await;
+            }
+        }
+    }
+}
+
+/// The end of an operation, from whichever tells it first: the wait or the event stream.
+async fn followed(side: &mut Side, operation: &OperationId, progress: &(dyn Fn(Progress) + Send + Sync)) -> Ended {
+    let server = side.server.clone();
+    let waiting = ended(server.as_ref(), operation, None);
+    tokio::pin!(waiting);
+    loop {
+        tokio::select! {
+            ended = &mut waiting => return ended,
+            event = side.events.recv() => match event {
+                Ok((told, state)) if told.id == *operation => match state {
+                    OperationState::Succeeded => return Ended::Succeeded,
+                    OperationState::Failed(message) => return Ended::Failed(message),
+                    OperationState::Running | OperationState::Gone => {
+                        if let Some(p) = told.progress {
+                            progress(p);
+                        }
+                    }
+                },
+                Ok(_) | Err(RecvError::Lagged(_)) => {}
+                Err(RecvError::Closed) => return waiting.await,
+            },
+        }
+    }
+}
+
+/// Opens both ends and sees both to their ends. `cancel` changes whenever somebody wants the transfer cancelled.
+pub(crate) async fn run(
+    transfer: Transfer,
+    mut source: Side,
+    mut target: Side,
+    mut cancel: watch::Receiver<u32>,
+    progress: &(dyn Fn(Progress) + Send + Sync),
+) -> Result<()> {
+    let attempted = format!(
+        "transfer {} from {} to {} on {}",
+        transfer.from, source.name, transfer.accept.at, target.name
+    );
+    let (from, to) = open(transfer, &source, &target).await?;
+    let (source_server, target_server) = (source.server.clone(), target.server.clone());
+    let names = (source.name.clone(), target.name.clone());
+    let cancel_both = || cancel_transfer(source_server.as_ref(), &from, target_server.as_ref(), &to);
+
+    if *cancel.borrow_and_update() > 0 {
+        cancel_both().await;
+    }
+    let (mut source_end, mut target_end) = (None, None);
+    let mut give_up: Option<Instant> = None;
+    {
+        let source_ends = followed(&mut source, &from, progress);
+        let target_ends = followed(&mut target, &to, progress);
+        tokio::pin!(source_ends, target_ends);
+        while source_end.is_none() || target_end.is_none() {
+            tokio::select! {
+                end = &mut source_ends, if source_end.is_none() => source_end = Some(end),
+                end = &mut target_ends, if target_end.is_none() => target_end = Some(end),
+                Ok(()) = cancel.changed() => cancel_both().await,
+                () = sleep_until(give_up.unwrap_or_else(Instant::now)), if give_up.is_some() => break,
+            }
+            let broken = |end: &Option<Ended>| end.as_ref().is_some_and(|e| *e != Ended::Succeeded);
+            if give_up.is_none() && (broken(&source_end) || broken(&target_end)) {
+                give_up = Some(Instant::now() + COLLECT);
+                if source_end.is_none() || target_end.is_none() {
+                    cancel_both().await;
+                }
+            }
+        }
+    }
+    let still = || Ended::Unknown("its operation has not ended yet".to_owned());
+    judge(
+        &attempted,
+        names,
+        source_end.unwrap_or_else(still),
+        target_end.unwrap_or_else(still),
+    )
+}
+
+fn judge(attempted: &str, (source, target): (String, String), from: Ended, to: Ended) -> Result<()> {
+    let kind = match (&from, &to) {
+        (Ended::Succeeded, Ended::Succeeded) => return Ok(()),
+        (Ended::Failed(_), _) | (_, Ended::Failed(_)) => FailureKind::Refused,
+        (Ended::Unknown(_), _) | (_, Ended::Unknown(_)) => FailureKind::Unknown,
+    };
+    let said: Vec<String> = [(target, to), (source, from)]
+        .into_iter()
+        .filter_map(|(name, end)| match end {
+            Ended::Succeeded => None,
+            Ended::Failed(message) | Ended::Unknown(message) => Some(format!("{name}: {message}")),
+        })
+        .collect();
+    Err(ServerError::new(kind, attempted, said.join("; ")))
+}
+
+/// Ends a transfer. Usually only the end that waited can be cancelled; the other one fails by the lost connection.
+async fn cancel_transfer(source: &dyn Server, from: &OperationId, target: &dyn Server, to: &OperationId) {
+    let (a, b) = futures::future::join(source.cancel(from), target.cancel(to)).await;
+    if let (Err(a), Err(b)) = (a, b) {
+        tracing::debug!(source = %a, target = %b, "neither end of the transfer can be cancelled");
+    }
+}
+
+/// Opens the end that waits, then at once the one that connects. If the second fails, the first is cancelled.
+async fn open(transfer: Transfer, source: &Side, target: &Side) -> Result<(OperationId, OperationId)> {
+    let peer = |side: &Side, channel: Channel| Peer {
+        address: side.address.clone(),
+        certificate: side.certificate.clone(),
+        channel,
+    };
+    let Transfer {
+        mode,
+        from,
+        mut offer,
+        mut accept,
+    } = transfer;
+    let (first, waiting, second) = match mode {
+        Wiring::Pull => {
+            let channel = source.server.offer(&from, &offer).await?;
+            let waiting = channel.operation.clone();
+            accept.pull_from = Some(peer(source, channel));
+            (source, waiting, target.server.accept(&accept).await)
+        }
+        Wiring::Push => {
+            let channel = target.server.accept(&accept).await?;
+            let waiting = channel.operation.clone();
+            offer.push_to = Some(peer(target, channel));
+            (target, waiting, source.server.offer(&from, &offer).await)
+        }
+    };
+    match second {
+        Ok(channel) if mode == Wiring::Pull => Ok((waiting, channel.operation)),
+        Ok(channel) => Ok((channel.operation, waiting)),
+        Err(error) => {
+            if let Err(e) = first.server.cancel(&waiting).await {
+                tracing::debug!(error = %e, "the end that waits cannot be cancelled; it ends by itself");
+            }
+            Err(error)
+        }
+    }
+}
