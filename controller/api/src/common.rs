@@ -9,7 +9,8 @@ use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{GoDuration, schema};
+use crate::GoDuration;
+use crate::schema::{self, set};
 
 /// The value of an optional text: an empty one means absent.
 pub fn present(value: &Option<String>) -> Option<&str> {
@@ -57,7 +58,7 @@ pub struct Location {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = Rule::new("self.?member.orValue('') == '' || self.?group.orValue('') == ''")
+    validation = Rule::new(format!("!({} && {})", set("self.member"), set("self.group")))
         .message("set either member (this one) or group (any member of it), not both"),
     validation = Rule::new(schema::instance_name_rule("name"))
         .message("name must be one that Incus accepts: 1 to 63 letters, digits and dashes, no dash at either end, not only digits"),
@@ -242,7 +243,7 @@ impl Default for Stop {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = Rule::new("!self.?noProfiles.orValue(false) || size(self.?profiles.orValue([])) == 0")
+    validation = Rule::new("!(has(self.noProfiles) && self.noProfiles && has(self.profiles) && size(self.profiles) > 0)")
         .message("set either profiles or noProfiles: true, not both"),
     validation = Rule::new("!has(self.config) || self.config.all(k, !k.startsWith('volatile.') && !k.startsWith('user.berth.'))")
         .message("config must not hold volatile.* (the server's own) or user.berth.* (Berth's own): remove these keys"),

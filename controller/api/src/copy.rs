@@ -5,7 +5,23 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::common::is_false;
+use crate::schema::set;
 use crate::{Condition, GoDuration, OperationRef, Overrides, Snapshots, Target, Time, TransferMode, schema};
+
+const SOURCE_TEXTS: &[(&str, &str)] = &[
+    ("server", ""),
+    ("instance", ""),
+    ("project", "default"),
+    ("placement", ""),
+];
+const TARGET_TEXTS: &[(&str, &str)] = &[
+    ("server", ""),
+    ("member", ""),
+    ("group", ""),
+    ("project", ""),
+    ("pool", ""),
+    ("name", ""),
+];
 
 /// What is copied, where to and how often.
 #[derive(CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
@@ -40,11 +56,11 @@ use crate::{Condition, GoDuration, OperationRef, Overrides, Snapshots, Target, T
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = Rule::new(schema::same_texts("source", &["server", "instance", "project", "placement"]))
+    validation = Rule::new(schema::same_texts("source", SOURCE_TEXTS))
         .message("source cannot be changed: for another source create another InstanceCopy"),
-    validation = Rule::new(schema::same_texts("target", &["server", "member", "group", "project", "pool", "name"]))
+    validation = Rule::new(schema::same_texts("target", TARGET_TEXTS))
         .message("target cannot be changed: for another target create another InstanceCopy"),
-    validation = Rule::new("self.?target.?pool.orValue('') == '' || !('pool' in self.?overrides.?devices.?root.orValue({}))")
+    validation = Rule::new(schema::one_pool())
         .message("the pool of the root disk is set twice: remove overrides.devices.root.pool and keep target.pool"),
 )]
 pub struct InstanceCopySpec {
@@ -72,11 +88,18 @@ pub struct InstanceCopySpec {
     pub deletion_policy: DeletionPolicy,
 }
 
+/// Rule: either a placement and nothing else, or a server and an instance.
+fn one_source() -> String {
+    let [server, instance, project, placement] =
+        ["server", "instance", "project", "placement"].map(|f| set(&format!("self.{f}")));
+    format!("{placement} ? !({server} || {instance} || {project}) : ({server} && {instance})")
+}
+
 /// What is copied: either `server` and `instance`, or `placement`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = Rule::new("self.?placement.orValue('') != '' ? (self.?server.orValue('') == '' && self.?instance.orValue('') == '' && self.?project.orValue('') == '') : (self.?server.orValue('') != '' && self.?instance.orValue('') != '')")
+    validation = Rule::new(one_source())
         .message("source needs either server and instance (and project), or placement, not both"),
 )]
 pub struct CopySource {
@@ -102,11 +125,11 @@ pub struct CopySource {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = Rule::new("has(self.interval) != (self.?schedule.orValue('') != '')")
+    validation = Rule::new(format!("has(self.interval) != {}", set("self.schedule")))
         .message("refresh needs exactly one of interval and schedule"),
     validation = Rule::new("!has(self.interval) || duration(self.interval) >= duration('1s')")
         .message("refresh.interval must be at least 1s"),
-    validation = Rule::new("self.?schedule.orValue('') == '' || self.schedule.matches('^[^ ]+( [^ ]+){4}$')")
+    validation = Rule::new(format!("!{} || self.schedule.matches('^[^ ]+( [^ ]+){{4}}$')", set("self.schedule")))
         .message("schedule must be five fields with one space between: minute, hour, day of month, month, day of week, for example 0 2 * * *"),
 )]
 pub struct Refresh {

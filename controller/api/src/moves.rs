@@ -46,7 +46,7 @@ use crate::{
         .message("from and to of an InstanceMove cannot be changed: change spec.target of the InstancePlacement"),
     validation = Rule::new(schema::same_optional(&["overrides"]))
         .message("overrides of an InstanceMove cannot be changed: change those of the InstancePlacement"),
-    validation = Rule::new("!oldSelf.?cancel.orValue(false) || self.?cancel.orValue(false)")
+    validation = Rule::new("!(has(oldSelf.cancel) && oldSelf.cancel) || (has(self.cancel) && self.cancel)")
         .message("cancel cannot be taken back: to move after all change the InstancePlacement or set its annotation reconcile.fluxcd.io/requestedAt"),
 )]
 pub struct InstanceMoveSpec {

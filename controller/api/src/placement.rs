@@ -8,14 +8,19 @@ pub use crate::placement_status::{
     Blocker, BoundInstance, CurrentMove, Drift, FailedMethod, InstancePlacementStatus, MoveSummary, Plan, PlanMethod,
     Rejected,
 };
-use crate::{GoDuration, Method, Overrides, Snapshots, Stop, Target, TransferMode, present, schema};
+use crate::schema::{self, set};
+use crate::{GoDuration, Method, Overrides, Snapshots, Stop, Target, TransferMode, present};
 
-const NAMED: &str = "self.spec.?instance.?name.orValue('') != ''";
-const OLD_NAMED: &str = "oldSelf.spec.?instance.?name.orValue('') != ''";
+/// The name that counts: the one set, else that of the object.
+fn name(object: &str) -> String {
+    let name = format!("{object}.spec.instance.name");
+    format!("({} ? {name} : {object}.metadata.name)", set(&name))
+}
 
 /// The project that counts: the one set, else `default`.
 fn project(object: &str) -> String {
-    format!("({object}.spec.?instance.?project.orValue('') != '' ? {object}.spec.instance.project : 'default')")
+    let project = format!("{object}.spec.instance.project");
+    format!("({} ? {project} : 'default')", set(&project))
 }
 
 /// Where one instance should live, and how it may be brought there.
@@ -33,13 +38,13 @@ fn project(object: &str) -> String {
     doc = "Where one Incus or LXD instance should live. Deleting it never touches the instance.",
     validation = Rule::new("size(self.metadata.name) <= 63")
         .message("metadata.name must not be longer than 63 characters: choose a shorter one and set spec.instance.name"),
-    validation = Rule::new(format!("{NAMED} || (!self.metadata.name.contains('.') && !self.metadata.name.matches('^[0-9]+$'))"))
+    validation = Rule::new(format!("{} || (!self.metadata.name.contains('.') && !self.metadata.name.matches('^[0-9]+$'))", set("self.spec.instance.name")))
         .message("metadata.name is no valid instance name (letters, digits and dashes, not only digits): set spec.instance.name"),
-    validation = Rule::new(format!("({NAMED} ? self.spec.instance.name : self.metadata.name) == ({OLD_NAMED} ? oldSelf.spec.instance.name : oldSelf.metadata.name)"))
+    validation = Rule::new(format!("{} == {}", name("self"), name("oldSelf")))
         .message("spec.instance.name cannot be changed: to rename the instance set spec.target.name, for another instance create another placement"),
     validation = Rule::new(format!("{} == {}", project("self"), project("oldSelf")))
         .message("spec.instance.project cannot be changed: to move the instance set spec.target.project, for another instance create another placement"),
-    validation = Rule::new("oldSelf.spec.?instance.?uuid.orValue('') in ['', self.spec.?instance.?uuid.orValue('')]")
+    validation = Rule::new(format!("!{} || ({} && self.spec.instance.uuid == oldSelf.spec.instance.uuid)", set("oldSelf.spec.instance.uuid"), set("self.spec.instance.uuid")))
         .message("spec.instance.uuid can be added, but not changed or removed: for another instance create another placement"),
     printcolumn(name = "Instance", type_ = "string", json_path = ".status.location.name"),
     printcolumn(name = "Server", type_ = "string", json_path = ".status.location.server"),
@@ -79,7 +84,7 @@ fn project(object: &str) -> String {
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = Rule::new("self.?target.?pool.orValue('') == '' || !('pool' in self.?overrides.?devices.?root.orValue({}))")
+    validation = Rule::new(schema::one_pool())
         .message("the pool of the root disk is set twice: remove overrides.devices.root.pool and keep target.pool"),
     validation = Rule::new("self.methods.all(m, self.methods.exists_one(other, other == m))")
         .message("methods names a method twice: keep each once, in order of preference"),
@@ -203,7 +208,7 @@ impl InstancePlacement {
 #[x_kube(
     validation = Rule::new(schema::instance_name_rule("name"))
         .message("name must be one that Incus accepts: 1 to 63 letters, digits and dashes, no dash at either end, not only digits"),
-    validation = Rule::new("self.?uuid.orValue('') == '' || self.uuid.matches('^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$')")
+    validation = Rule::new(format!("!{} || self.uuid.matches('^[0-9a-f]{{8}}(-[0-9a-f]{{4}}){{3}}-[0-9a-f]{{12}}$')", set("self.uuid")))
         .message("uuid must be the instance's volatile.uuid, in lower case: `incus config get NAME volatile.uuid`"),
 )]
 pub struct InstanceRef {

@@ -111,12 +111,30 @@ pub(crate) fn conditions(_: &mut SchemaGenerator) -> Schema {
     })
 }
 
+/// Rule: an optional text is there and not empty, and so is everything it is in. (Not CEL's `.?`: interpreters outside of
+/// the API server do not know it.)
+pub(crate) fn set(path: &str) -> String {
+    let steps: Vec<&str> = path.split('.').collect();
+    let there = (2..=steps.len())
+        .map(|length| format!("has({})", steps[..length].join(".")))
+        .collect::<Vec<_>>();
+    format!("({} && {path} != '')", there.join(" && "))
+}
+
 /// Rule: an optional field, unless absent or empty, is a name that both products accept for an instance.
 pub(crate) fn instance_name_rule(field: &str) -> String {
+    let field = format!("self.{field}");
     format!(
-        "self.?{field}.orValue('') == '' || (self.{field}.matches('^[a-zA-Z0-9]([a-zA-Z0-9-]{{0,61}}[a-zA-Z0-9])?$') && \
-         !self.{field}.matches('^[0-9]+$'))"
+        "!{} || ({field}.matches('^[a-zA-Z0-9]([a-zA-Z0-9-]{{0,61}}[a-zA-Z0-9])?$') && !{field}.matches('^[0-9]+$'))",
+        set(&field)
     )
+}
+
+/// Rule: the pool of the root disk is not set by the target and by an override, too.
+pub(crate) fn one_pool() -> String {
+    let devices = "has(self.overrides) && has(self.overrides.devices)";
+    let root = "'root' in self.overrides.devices && 'pool' in self.overrides.devices['root']";
+    format!("!({} && {devices} && {root})", set("self.target.pool"))
 }
 
 /// Rule: required fields (or those with a default) are as they were.
@@ -136,9 +154,18 @@ pub(crate) fn same_optional(fields: &[&str]) -> String {
     fields.iter().map(rule).collect::<Vec<_>>().join(" && ")
 }
 
-/// Rule: the texts within an object are as they were, where an empty one means absent.
-pub(crate) fn same_texts(object: &str, fields: &[&str]) -> String {
-    let text = |side: &str, field: &str| format!("(has({side}.{object}.{field}) ? {side}.{object}.{field} : '')");
-    let rule = |field: &&str| format!("{} == {}", text("self", field), text("oldSelf", field));
+/// Rule: the texts within an object, each with its default, are as they were; an empty one means absent.
+pub(crate) fn same_texts(object: &str, fields: &[(&str, &str)]) -> String {
+    let text = |side: &str, field: &str, default: &str| {
+        let path = format!("{side}.{object}.{field}");
+        format!("({} ? {path} : '{default}')", set(&path))
+    };
+    let rule = |(field, default): &(&str, &str)| {
+        format!(
+            "{} == {}",
+            text("self", field, default),
+            text("oldSelf", field, default)
+        )
+    };
     fields.iter().map(rule).collect::<Vec<_>>().join(" && ")
 }

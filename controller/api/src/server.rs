@@ -5,6 +5,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::common::is_false;
+use crate::schema::set;
 use crate::{Condition, GoDuration, Name, Transfer, schema};
 
 /// How one Incus or LXD server, or one cluster, is reached and how much it may be used.
@@ -41,7 +42,7 @@ use crate::{Condition, GoDuration, Name, Transfer, schema};
 #[x_kube(
     validation = Rule::new("self.addresses.all(a, a.matches('^https://[^/?#@]+/?$'))")
         .message("addresses must be https://host:port, without a path; servers are never spoken to without TLS"),
-    validation = Rule::new("self.?peerAddress.orValue('') == '' || self.peerAddress.matches('^https://[^/?#@]+/?$')")
+    validation = Rule::new(format!("!{} || self.peerAddress.matches('^https://[^/?#@]+/?$')", set("self.peerAddress")))
         .message("peerAddress must be https://host:port, without a path; servers are never spoken to without TLS"),
     validation = Rule::new("has(self.serverCertificate) || has(self.credentials.trustTokenRef)")
         .message("serverCertificate is required, unless credentials.trustTokenRef is set: add its fingerprint (`incus info | grep fingerprint`), pem or systemRoots: true"),
@@ -132,11 +133,11 @@ pub struct SecretKey {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = Rule::new("[self.?pem.orValue('') != '', self.?fingerprint.orValue('') != '', self.?systemRoots.orValue(false)].filter(x, x).size() == 1")
+    validation = Rule::new(format!("[{}, {}, has(self.systemRoots) && self.systemRoots].filter(x, x).size() == 1", set("self.pem"), set("self.fingerprint")))
         .message("serverCertificate needs exactly one of pem, fingerprint and systemRoots: true"),
-    validation = Rule::new("self.?fingerprint.orValue('') == '' || self.fingerprint.matches('^[0-9a-fA-F]{64}$')")
+    validation = Rule::new(format!("!{} || self.fingerprint.matches('^[0-9a-fA-F]{{64}}$')", set("self.fingerprint")))
         .message("fingerprint must be the SHA-256 of the certificate, 64 hex digits: `incus info | grep fingerprint`"),
-    validation = Rule::new("self.?pem.orValue('') == '' || self.pem.contains('-----BEGIN CERTIFICATE-----')")
+    validation = Rule::new(format!("!{} || self.pem.contains('-----BEGIN CERTIFICATE-----')", set("self.pem")))
         .message("pem must be a certificate in PEM form, beginning with -----BEGIN CERTIFICATE-----"),
 )]
 pub struct ServerCertificate {
