@@ -17,7 +17,7 @@ test: deps
 	@tests/run.sh $(ARGS)
 
 bench: deps
-	@tests/bench.sh
+	@cargo bench --quiet --package berth-tests
 
 lint:
 	@tests/lint.sh

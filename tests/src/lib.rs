@@ -4,6 +4,7 @@
 //! reaches everything through its [`Test`]. Nothing here uses the product's own packages: the judge does not ask the judged.
 
 mod controller;
+mod instance;
 mod kube;
 mod lab;
 mod objects;
@@ -15,8 +16,9 @@ mod shared;
 mod wait;
 
 pub use controller::{Controller, ControllerOptions};
+pub use instance::NewInstance;
 pub use kube::{AuditEvent, Kube, Kubectl};
-pub use lab::{Lab, NewInstance, Product, Server};
+pub use lab::{Lab, Product, Server};
 pub use objects::{Placement, condition, reason};
 pub use proxy::{Fate, Proxy, Seen};
 

@@ -81,7 +81,7 @@ impl Test {
     }
 
     /// Applies Secret `berth-client` and one InstanceServer per lab server, under its lab name, pinned by fingerprint.
-    /// For a cluster name its members together: `["m1"]` is enough.
+    /// Any member stands for its cluster: `["m1"]` is enough.
     pub async fn add_servers(&self, names: &[&str]) {
         self.add_client_secret("berth-client").await;
         for name in names {
@@ -99,10 +99,10 @@ impl Test {
         self.apply(&secret.to_string()).await;
     }
 
-    /// Applies an InstanceServer for a lab server; `spec` is merged over the usual one.
+    /// Applies an InstanceServer for a lab server (for its whole cluster, if it is in one); `spec` is merged over the usual one.
     pub async fn add_server(&self, name: &str, server: &Server, spec: Value) {
         let mut usual = json!({
-            "addresses": [server.url],
+            "addresses": self.lab().addresses(server),
             "credentials": {"secretRef": {"name": "berth-client"}},
             "serverCertificate": {"fingerprint": server.fingerprint},
         });
