@@ -3,6 +3,8 @@
 //! Nothing here talks to a server or to Kubernetes and nothing here decides anything; the controller, the command line
 //! and the tests all read the same types. A released field is never renamed.
 #![deny(missing_docs)]
+// every printer column has its `type_`: clippy takes the second for a repetition of the first
+#![allow(clippy::duplicated_attributes)]
 
 pub mod common;
 pub mod conditions;
