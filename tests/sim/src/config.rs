@@ -45,14 +45,20 @@ pub(crate) fn is_root(device: &Device) -> bool {
 /// Names of the network interfaces among the expanded devices.
 pub(crate) fn nics(host: &Host, project: &str, i: &Inst) -> BTreeSet<String> {
     let (_, devices) = expand(host, project, i);
-    devices.into_iter().filter(|(_, d)| kind(d) == "nic").map(|(n, _)| n).collect()
+    devices
+        .into_iter()
+        .filter(|(_, d)| kind(d) == "nic")
+        .map(|(n, _)| n)
+        .collect()
 }
 
 /// Whether a change gives the instance a new `volatile.cloud-init.instance-id`.
 pub(crate) fn renews_cloud_init(host: &Host, project: &str, before: &Inst, after: &Inst) -> bool {
     let inputs = |i: &Inst| -> Config {
         let (config, _) = expand(host, project, i);
-        let input = |k: &str| k.starts_with("cloud-init.") || matches!(k, "user.user-data" | "user.vendor-data" | "user.network-config");
+        let input = |k: &str| {
+            k.starts_with("cloud-init.") || matches!(k, "user.user-data" | "user.vendor-data" | "user.network-config")
+        };
         config.into_iter().filter(|(k, _)| input(k)).collect()
     };
     nics(host, project, before) != nics(host, project, after) || inputs(before) != inputs(after)
@@ -68,24 +74,46 @@ pub(crate) fn refusal(host: &Host, project: &str, before: Option<&Inst>, after: 
     }
     if let Some(before) = before {
         let idmap = |k: &&String| k.starts_with("volatile.idmap.") || *k == "volatile.last_state.idmap";
-        if before.config.keys().filter(idmap).any(|k| !after.config.contains_key(k)) {
+        if before
+            .config
+            .keys()
+            .filter(idmap)
+            .any(|k| !after.config.contains_key(k))
+        {
             return Some("Volatile idmap keys can't be deleted by the user".to_owned());
         }
     }
     let (_, devices) = expand(host, project, after);
-    let nic_names: Vec<&str> =
-        devices.iter().filter(|(_, d)| kind(d) == "nic").map(|(n, d)| get(d, "name").unwrap_or(n)).collect();
+    let nic_names: Vec<&str> = devices
+        .iter()
+        .filter(|(_, d)| kind(d) == "nic")
+        .map(|(n, d)| get(d, "name").unwrap_or(n))
+        .collect();
     if nic_names.iter().collect::<BTreeSet<_>>().len() != nic_names.len() {
         return Some("Failed validating devices: Duplicate NIC name".to_owned());
     }
-    let wrong = devices.iter().find_map(|(name, d)| invalid_device(host, after.kind, name, d));
+    let wrong = devices
+        .iter()
+        .find_map(|(name, d)| invalid_device(host, after.kind, name, d));
     wrong.or_else(|| restriction(host, project, before, after))
 }
 
 fn known_key(host: &Host, key: &str) -> bool {
     const PREFIXES: [&str; 14] = [
-        "boot.", "limits.", "security.", "user.", "volatile.", "image.", "raw.", "migration.", "cloud-init.", "cluster.",
-        "snapshots.", "environment.", "linux.", "agent.",
+        "boot.",
+        "limits.",
+        "security.",
+        "user.",
+        "volatile.",
+        "image.",
+        "raw.",
+        "migration.",
+        "cloud-init.",
+        "cluster.",
+        "snapshots.",
+        "environment.",
+        "linux.",
+        "agent.",
     ];
     if key == marks::PROTECTION_START {
         return host.has("instance_protection_start");
@@ -121,12 +149,20 @@ fn restriction(host: &Host, project: &str, before: Option<&Inst>, after: &Inst) 
             _ => false,
         };
         if forbidden {
-            return Some(format!("Device \"{name}\" of type \"{}\" is forbidden in project \"{}\"", kind(d), project.name));
+            return Some(format!(
+                "Device \"{name}\" of type \"{}\" is forbidden in project \"{}\"",
+                kind(d),
+                project.name
+            ));
         }
     }
     let id = |i: &Inst| i.config.get(marks::CLOUD_INIT_ID).cloned();
     if before.is_some_and(|b| id(b) != id(after)) {
-        return Some(format!("Use of \"{}\" is forbidden in project \"{}\"", marks::CLOUD_INIT_ID, project.name));
+        return Some(format!(
+            "Use of \"{}\" is forbidden in project \"{}\"",
+            marks::CLOUD_INIT_ID,
+            project.name
+        ));
     }
     None
 }
@@ -139,12 +175,20 @@ pub(crate) fn unstartable_device(host: &Host, name: &str, d: &Device) -> Option<
             const THERE: [&str; 5] = ["/dev/null", "/dev/zero", "/dev/fuse", "/dev/net/tun", "/dev/kvm"];
             let source = get(d, "source").or_else(|| get(d, "path")).unwrap_or("");
             let optional = get(d, "required") == Some("false");
-            if optional || THERE.contains(&source) { None } else { failed(format!("Required device path \"{source}\" doesn't exist")) }
+            if optional || THERE.contains(&source) {
+                None
+            } else {
+                failed(format!("Required device path \"{source}\" doesn't exist"))
+            }
         }
         "nic" => {
             let parent = get(d, "parent").filter(|_| get(d, "network").is_none())?;
             let there = host.networks.iter().any(|n| n.name == parent) || parent == "eth0";
-            if there { None } else { failed(format!("Parent device \"{parent}\" doesn't exist")) }
+            if there {
+                None
+            } else {
+                failed(format!("Parent device \"{parent}\" doesn't exist"))
+            }
         }
         _ => None,
     }
@@ -162,9 +206,14 @@ pub(crate) fn unstartable(host: &Host, project: &str, name: &str, i: &Inst) -> O
         }
     }
     if i.content == Content::HalfMade {
-        return Some(format!("Failed to handle idmapped storage: lstat containers/{name}: no such file or directory"));
+        return Some(format!(
+            "Failed to handle idmapped storage: lstat containers/{name}: no such file or directory"
+        ));
     }
-    let member = i.member.as_ref().and_then(|m| host.members.iter().find(|x| &x.name == m));
+    let member = i
+        .member
+        .as_ref()
+        .and_then(|m| host.members.iter().find(|x| &x.name == m));
     if member.is_some_and(|m| m.status != berth_core::model::MemberStatus::Online) {
         return Some("Cluster member is evacuated".to_owned());
     }
@@ -182,7 +231,10 @@ pub(crate) fn add_hwaddrs(host: &Host, project: &str, i: &mut Inst, mut next: im
         let (_, devices) = expand(host, project, i);
         if !i.config.contains_key(&key) && !devices.get(&nic).is_some_and(|d| d.contains_key("hwaddr")) {
             let n = next();
-            i.config.insert(key, format!("10:66:6a:{:02x}:{:02x}:{:02x}", n >> 16 & 255, n >> 8 & 255, n & 255));
+            i.config.insert(
+                key,
+                format!("10:66:6a:{:02x}:{:02x}:{:02x}", n >> 16 & 255, n >> 8 & 255, n & 255),
+            );
         }
     }
 }

@@ -105,7 +105,10 @@ impl State {
         by: Option<&str>,
     ) -> OperationId {
         let id = self.begin(server, description, at, work, by);
-        let busy = Some(Busy { action, operation: Some(id.clone()) });
+        let busy = Some(Busy {
+            action,
+            operation: Some(id.clone()),
+        });
         if let Some(i) = self.servers.get_mut(server).and_then(|h| h.instances.get_mut(at)) {
             i.busy = busy;
         }
@@ -136,7 +139,9 @@ impl State {
     }
 
     pub fn end(&mut self, server: &str, id: &OperationId, result: Result<(), String>) {
-        let Some(host) = self.servers.get_mut(server) else { return };
+        let Some(host) = self.servers.get_mut(server) else {
+            return;
+        };
         for i in host.instances.values_mut() {
             if i.busy.as_ref().is_some_and(|b| b.operation.as_ref() == Some(id)) {
                 i.busy = None;
@@ -150,14 +155,21 @@ impl State {
             Ok(()) => OperationState::Succeeded,
             Err(why) => OperationState::Failed(why),
         };
-        let what = format!("operation {} of {}: {:?}", op.description, names(&op.instances), op.state);
+        let what = format!(
+            "operation {} of {}: {:?}",
+            op.description,
+            names(&op.instances),
+            op.state
+        );
         self.operation_event(server, id);
         self.note("daemon", server, what);
         self.later(KEPT, Due::Forget(server.to_owned(), id.clone()));
     }
 
     pub fn operation_event(&mut self, server: &str, id: &OperationId) {
-        let Some(host) = self.servers.get_mut(server) else { return };
+        let Some(host) = self.servers.get_mut(server) else {
+            return;
+        };
         let Some(op) = host.operations.get(id) else { return };
         let event = ServerEvent::Operation(shown(id, op), op.state.clone());
         host.emit(&event);

@@ -74,8 +74,14 @@ pub struct Options {
 impl Options {
     /// A cluster of those members, all in group `default`.
     pub fn cluster(members: &[&str]) -> Self {
-        let members = members.iter().map(|m| ((*m).to_owned(), vec!["default".to_owned()])).collect();
-        Self { members, ..Self::default() }
+        let members = members
+            .iter()
+            .map(|m| ((*m).to_owned(), vec!["default".to_owned()]))
+            .collect();
+        Self {
+            members,
+            ..Self::default()
+        }
     }
 
     /// The same with another pool.
@@ -126,7 +132,10 @@ impl Options {
         ];
         let own: &[&str] = if product == Product::Incus { &incus } else { &[] };
         let usual = both.iter().chain(own).map(|e| (*e).to_owned());
-        usual.chain(self.with.iter().cloned()).filter(|e| !self.without.contains(e)).collect()
+        usual
+            .chain(self.with.iter().cloned())
+            .filter(|e| !self.without.contains(e))
+            .collect()
     }
 }
 
@@ -184,12 +193,18 @@ impl Default for InstanceOptions {
 impl InstanceOptions {
     /// The defaults, but stopped.
     pub fn stopped() -> Self {
-        Self { running: false, ..Self::default() }
+        Self {
+            running: false,
+            ..Self::default()
+        }
     }
 
     /// The defaults, but a virtual machine.
     pub fn vm() -> Self {
-        Self { kind: InstanceKind::VirtualMachine, ..Self::default() }
+        Self {
+            kind: InstanceKind::VirtualMachine,
+            ..Self::default()
+        }
     }
 
     /// The same with a configuration key.
@@ -218,5 +233,7 @@ impl InstanceOptions {
 }
 
 pub(crate) fn pairs(list: &[(&str, &str)]) -> Device {
-    list.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect::<BTreeMap<_, _>>()
+    list.iter()
+        .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+        .collect::<BTreeMap<_, _>>()
 }

@@ -54,16 +54,23 @@ impl State {
     /// The guest runs from now on, and writes at once.
     pub fn run(&mut self, server: &str, born: u64, by: Option<&str>) {
         let moment = self.moment();
-        let Some(host) = self.servers.get_mut(server) else { return };
+        let Some(host) = self.servers.get_mut(server) else {
+            return;
+        };
         let Some(at) = host.born(born) else { return };
-        let nics = host.instances.get(&at).map(|i| config::nics(host, &at.project, i)).unwrap_or_default();
+        let nics = host
+            .instances
+            .get(&at)
+            .map(|i| config::nics(host, &at.project, i))
+            .unwrap_or_default();
         let Some(i) = host.by_born(born) else { return };
         i.power = Power::Running;
         i.last_used_at = moment;
         i.config.insert(LAST_POWER.to_owned(), "RUNNING".to_owned());
         i.config.remove("volatile.apply_template");
         for nic in nics {
-            i.config.insert(format!("volatile.{nic}.host_name"), format!("veth{born:08x}"));
+            i.config
+                .insert(format!("volatile.{nic}.host_name"), format!("veth{born:08x}"));
         }
         host.lifecycle(&at, "instance-started", by);
         self.write_data(server, born);
@@ -71,7 +78,9 @@ impl State {
 
     /// The guest writes: a new version of its data. A copy that is older than the newest one must never get that far.
     pub fn write_data(&mut self, server: &str, born: u64) {
-        let Some(i) = self.inst_by_born(server, born) else { return };
+        let Some(i) = self.inst_by_born(server, born) else {
+            return;
+        };
         let (uuid, data, stale_is_known) = (i.uuid().to_owned(), i.data, i.twin);
         let whole = i.content == Content::Complete;
         let newest = self.newest.get(&uuid).copied().unwrap_or(data);
@@ -133,7 +142,14 @@ impl State {
         if let Some(why) = wrong {
             return Ok(self.begin_ended(server, "Stopping instance", at, Err(why), by));
         }
-        Ok(self.begin_busy(server, ("Stopping instance", "stop"), at, Work::Stop(i.born), daemon, by))
+        Ok(self.begin_busy(
+            server,
+            ("Stopping instance", "stop"),
+            at,
+            Work::Stop(i.born),
+            daemon,
+            by,
+        ))
     }
 
     pub fn stopped(&mut self, server: &str, id: &OperationId, born: u64, by: Option<&str>) {
@@ -150,13 +166,19 @@ impl State {
         };
         self.end(server, id, Err(why.to_owned()));
         if let Some(i) = self.inst_by_born(server, born).filter(|i| !lxd && i.runs()) {
-            i.busy = Some(Busy { action: "stop", operation: None });
+            i.busy = Some(Busy {
+                action: "stop",
+                operation: None,
+            });
         }
     }
 
     /// A guest that had been asked goes down, whatever became of the request.
     pub fn guest_stops(&mut self, server: &str, born: u64) {
-        let pending = self.inst_by_born(server, born).filter(|i| i.runs()).and_then(|i| i.busy.clone());
+        let pending = self
+            .inst_by_born(server, born)
+            .filter(|i| i.runs())
+            .and_then(|i| i.busy.clone());
         if let Some(id) = pending.and_then(|b| b.operation) {
             self.end(server, &id, Ok(()));
         }
@@ -165,14 +187,19 @@ impl State {
 
     /// The guest does not run any more; an ephemeral instance is gone with it.
     pub fn go_down(&mut self, server: &str, born: u64, by: Option<&str>) {
-        let Some(host) = self.servers.get_mut(server) else { return };
+        let Some(host) = self.servers.get_mut(server) else {
+            return;
+        };
         let Some(at) = host.born(born) else { return };
-        let Some(i) = host.by_born(born).filter(|i| i.runs()) else { return };
+        let Some(i) = host.by_born(born).filter(|i| i.runs()) else {
+            return;
+        };
         i.power = Power::Stopped;
         i.busy = None;
         i.twin = false;
         i.config.insert(LAST_POWER.to_owned(), "STOPPED".to_owned());
-        i.config.retain(|k, _| !(k.starts_with("volatile.") && k.ends_with(".host_name")));
+        i.config
+            .retain(|k, _| !(k.starts_with("volatile.") && k.ends_with(".host_name")));
         let ephemeral = i.ephemeral;
         host.lifecycle(&at, "instance-stopped", by);
         if ephemeral {
@@ -182,7 +209,9 @@ impl State {
 
     /// The daemon ends: operations are lost, transfers break, locks are gone. What runs goes on.
     pub fn daemon_down(&mut self, server: &str) {
-        let Some(host) = self.servers.get_mut(server) else { return };
+        let Some(host) = self.servers.get_mut(server) else {
+            return;
+        };
         host.up = false;
         host.operations.clear();
         host.listeners.clear();
@@ -194,7 +223,9 @@ impl State {
 
     /// The daemon is back, as another process.
     pub fn daemon_up(&mut self, server: &str) {
-        let Some(host) = self.servers.get_mut(server) else { return };
+        let Some(host) = self.servers.get_mut(server) else {
+            return;
+        };
         host.up = true;
         host.pid += 1;
     }
@@ -202,7 +233,9 @@ impl State {
     /// Power loss: nothing runs any more, and nobody had the time to write that down.
     pub fn power_off(&mut self, server: &str) {
         self.daemon_down(server);
-        let Some(host) = self.servers.get_mut(server) else { return };
+        let Some(host) = self.servers.get_mut(server) else {
+            return;
+        };
         for i in host.instances.values_mut() {
             i.power = Power::Stopped;
             i.twin = false;

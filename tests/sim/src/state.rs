@@ -39,6 +39,8 @@ pub(crate) struct State {
     pub controllers: BTreeMap<String, Controller>,
     pub transfers: BTreeMap<u64, Transfer>,
     pub late: BTreeMap<u64, LateRequest>,
+    /// While a late request is carried out: when it had been sent.
+    pub late_since: Option<u64>,
     pub log: Vec<Entry>,
     pub breach: Option<Breach>,
     /// What is to happen later; the world turns it into timers.
@@ -172,7 +174,10 @@ impl Host {
     }
 
     pub fn born(&self, born: u64) -> Option<InstanceRef> {
-        self.instances.iter().find(|(_, i)| i.born == born).map(|(at, _)| at.clone())
+        self.instances
+            .iter()
+            .find(|(_, i)| i.born == born)
+            .map(|(at, _)| at.clone())
     }
 
     pub fn by_born(&mut self, born: u64) -> Option<&mut Inst> {
@@ -222,6 +227,7 @@ impl State {
             controllers: BTreeMap::new(),
             transfers: BTreeMap::new(),
             late: BTreeMap::new(),
+            late_since: None,
             log: Vec::new(),
             breach: None,
             due: Vec::new(),
@@ -233,7 +239,9 @@ impl State {
     pub fn now(&self) -> Timestamp {
         let elapsed = self.started.elapsed();
         let epoch = Timestamp::from_second(EPOCH).unwrap_or(Timestamp::UNIX_EPOCH);
-        epoch.checked_add(jiff::SignedDuration::try_from(elapsed).unwrap_or_default()).unwrap_or(epoch)
+        epoch
+            .checked_add(jiff::SignedDuration::try_from(elapsed).unwrap_or_default())
+            .unwrap_or(epoch)
     }
 
     /// The same, but never the same twice: real clocks have nanoseconds, a paused one stands still.

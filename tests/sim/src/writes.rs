@@ -70,7 +70,10 @@ impl Write {
 
     /// Whether it goes to the store of records rather than to a server.
     pub fn is_record(&self) -> bool {
-        matches!(self, Write::Create(_) | Write::Swap(_) | Write::Hold(_) | Write::Release(_))
+        matches!(
+            self,
+            Write::Create(_) | Write::Swap(_) | Write::Hold(_) | Write::Release(_)
+        )
     }
 
     /// What it is about, for people.
@@ -137,7 +140,9 @@ impl State {
         }
         let by = Some(CONTROLLER);
         Ok(match write {
-            Write::Patch(at, change, etag) => self.patch(server, at, change, Some(etag), &what).map(|()| Answer::Done)?,
+            Write::Patch(at, change, etag) => self
+                .patch(server, at, change, Some(etag), &what)
+                .map(|()| Answer::Done)?,
             Write::Put(at, d, etag) => self.put(server, at, d, Some(etag), &what).map(|()| Answer::Done)?,
             Write::Power(at, action) => Answer::Operation(self.power(server, at, *action, by, &what)?),
             Write::Snapshot(at, name) => Answer::Operation(self.snapshot(server, at, name, by, &what)?),
@@ -159,7 +164,11 @@ impl State {
         if self.host(server, attempted)?.reachable() {
             return Ok(());
         }
-        Err(ServerError::new(FailureKind::Unreachable, attempted, "connect: connection refused"))
+        Err(ServerError::new(
+            FailureKind::Unreachable,
+            attempted,
+            "connect: connection refused",
+        ))
     }
 
     fn check_free(&mut self, server: &str, at: &InstanceRef, what: &str) -> Answered<()> {
@@ -213,7 +222,14 @@ impl State {
         self.check_free(server, at, what)?;
         let before = self.inst(server, at, what)?.clone();
         let mut after = before.clone();
-        let Definition { architecture, config, devices, profiles, ephemeral, description } = definition.clone();
+        let Definition {
+            architecture,
+            config,
+            devices,
+            profiles,
+            ephemeral,
+            description,
+        } = definition.clone();
         (after.architecture, after.config, after.devices) = (architecture, config, devices);
         (after.profiles, after.ephemeral, after.description) = (profiles, ephemeral, description);
         after.config.retain(|_, v| !v.is_empty());
@@ -228,13 +244,16 @@ impl State {
             return Err(refused(why));
         }
         let added = after.devices.iter().filter(|(n, d)| before.devices.get(*n) != Some(*d));
-        let hot_plug = added.filter(|_| before.runs()).find_map(|(n, d)| config::unstartable_device(host, n, d).map(|w| (n, w)));
+        let hot_plug = added
+            .filter(|_| before.runs())
+            .find_map(|(n, d)| config::unstartable_device(host, n, d).map(|w| (n, w)));
         if let Some((name, why)) = hot_plug {
             // rolled back, but a network interface has left its address
             if after.devices[name].get("type").is_some_and(|t| t == "nic") {
                 let key = format!("volatile.{name}.hwaddr");
                 if let Some(i) = host.instances.get_mut(at) {
-                    i.config.insert(key, format!("10:66:6a:00:{:02x}:{:02x}", n >> 8 & 255, n & 255));
+                    i.config
+                        .insert(key, format!("10:66:6a:00:{:02x}:{:02x}", n >> 8 & 255, n & 255));
                 }
             }
             return Err(refused(why));
@@ -271,10 +290,19 @@ impl State {
         }
         let i = self.inst(server, at, what)?;
         if i.snapshots.iter().any(|s| s.name == name) {
-            return Err(ServerError::new(FailureKind::AlreadyExists, what, format!("Snapshot \"{name}\" already exists")));
+            return Err(ServerError::new(
+                FailureKind::AlreadyExists,
+                what,
+                format!("Snapshot \"{name}\" already exists"),
+            ));
         }
         let (config, devices) = (i.config.clone(), i.devices.clone());
-        i.snapshots.push(Snap { name: name.to_owned(), created_at, config, devices });
+        i.snapshots.push(Snap {
+            name: name.to_owned(),
+            created_at,
+            config,
+            devices,
+        });
         let id = self.begin(server, "Snapshotting instance", at, Work::End(Ok(())), by);
         self.later(small, crate::operations::Due::Work(server.to_owned(), id.clone()));
         Ok(id)
@@ -291,10 +319,22 @@ impl State {
         let small = self.host(server, what)?.timing.small;
         let i = self.inst(server, at, what)?.clone();
         if !marks::valid_name(name) {
-            return Err(ServerError::new(FailureKind::Refused, what, format!("Invalid instance name \"{name}\"")));
+            return Err(ServerError::new(
+                FailureKind::Refused,
+                what,
+                format!("Invalid instance name \"{name}\""),
+            ));
         }
-        if self.host(server, what)?.instances.contains_key(&InstanceRef::new(&at.project, name)) {
-            return Err(ServerError::new(FailureKind::AlreadyExists, what, format!("Name \"{name}\" already in use")));
+        if self
+            .host(server, what)?
+            .instances
+            .contains_key(&InstanceRef::new(&at.project, name))
+        {
+            return Err(ServerError::new(
+                FailureKind::AlreadyExists,
+                what,
+                format!("Name \"{name}\" already in use"),
+            ));
         }
         let wrong = match (&i.busy, i.runs()) {
             (Some(busy), _) => Some(format!("Instance is busy running a \"{}\" operation", busy.action)),
@@ -310,13 +350,17 @@ impl State {
 
     pub fn renamed(&mut self, server: &str, id: &OperationId, born: u64, name: &str, by: Option<&str>) {
         let cloud_init = self.fresh_uuid();
-        let Some(host) = self.servers.get_mut(server) else { return };
+        let Some(host) = self.servers.get_mut(server) else {
+            return;
+        };
         let Some(at) = host.born(born) else { return };
         let to = InstanceRef::new(&at.project, name);
         if host.instances.contains_key(&to) {
             return self.end(server, id, Err(format!("Name \"{name}\" already in use")));
         }
-        let Some(mut i) = host.instances.remove(&at) else { return };
+        let Some(mut i) = host.instances.remove(&at) else {
+            return;
+        };
         i.config.insert(marks::CLOUD_INIT_ID.to_owned(), cloud_init);
         let btrfs = host.driver(&i.pool) == "btrfs";
         touch(&mut i, btrfs);
@@ -347,7 +391,14 @@ impl State {
         if let Some(why) = wrong {
             return Ok(self.begin_ended(server, "Deleting instance", at, Err(why), by));
         }
-        Ok(self.begin_busy(server, ("Deleting instance", "delete"), at, Work::Delete(i.born), small, by))
+        Ok(self.begin_busy(
+            server,
+            ("Deleting instance", "delete"),
+            at,
+            Work::Delete(i.born),
+            small,
+            by,
+        ))
     }
 
     pub fn deleted(&mut self, server: &str, id: &OperationId, born: u64, by: Option<&str>) {
@@ -357,7 +408,9 @@ impl State {
 
     /// The instance is gone.
     pub fn vanish(&mut self, server: &str, born: u64, by: Option<&str>) {
-        let Some(host) = self.servers.get_mut(server) else { return };
+        let Some(host) = self.servers.get_mut(server) else {
+            return;
+        };
         let Some(at) = host.born(born) else { return };
         host.instances.remove(&at);
         host.lifecycle(&at, "instance-deleted", by);

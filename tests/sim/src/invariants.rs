@@ -1,0 +1,165 @@
+//! The invariants of the move protocol, looked at after every change of the world: the newest data exist completely (I1),
+//! at most one copy runs and between Stopped and COMMIT nobody could start any (I2), nothing is deleted that is not ours (I8).
+
+use berth_api::{GuardKind, Method, Step, Transfer};
+use berth_core::marks;
+use berth_core::model::InstanceRef;
+use berth_core::records::Record;
+
+use crate::config;
+use crate::state::{Content, Inst, State};
+
+/// How many lines of the log a breach shows.
+const TAIL: usize = 40;
+
+/// An invariant that did not hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Breach {
+    /// `I1`, `I2` or `I8`.
+    pub invariant: &'static str,
+    /// What was wrong.
+    pub message: String,
+    /// The end of the log up to then.
+    pub log: Vec<String>,
+}
+
+impl std::fmt::Display for Breach {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} does not hold: {}", self.invariant, self.message)?;
+        self.log.iter().try_for_each(|line| write!(f, "\n    {line}"))
+    }
+}
+
+impl std::error::Error for Breach {}
+
+impl State {
+    pub fn invariants(&mut self) {
+        let first = self.newest_data_exist().or_else(|| self.one_runs()).or_else(|| {
+            let records: Vec<&Record> = self.records.values().collect();
+            records
+                .into_iter()
+                .find_map(|r| self.startable_between_stop_and_commit(r))
+        });
+        if let Some((invariant, message)) = first {
+            self.breach(invariant, message);
+        }
+    }
+
+    fn breach(&mut self, invariant: &'static str, message: String) {
+        if self.breach.is_none() {
+            let skip = self.log.len().saturating_sub(TAIL);
+            let log = self.log.iter().skip(skip).map(ToString::to_string).collect();
+            self.breach = Some(Breach {
+                invariant,
+                message,
+                log,
+            });
+        }
+    }
+
+    fn all(&self) -> impl Iterator<Item = (&str, &InstanceRef, &Inst)> {
+        self.servers
+            .values()
+            .flat_map(|h| h.instances.iter().map(|(at, i)| (h.name.as_str(), at, i)))
+    }
+
+    fn newest_data_exist(&self) -> Option<(&'static str, String)> {
+        let lost = self.newest.iter().find(|(uuid, newest)| {
+            !self
+                .all()
+                .any(|(_, _, i)| i.uuid() == uuid.as_str() && i.content == Content::Complete && i.data == **newest)
+        })?;
+        Some((
+            "I1",
+            format!(
+                "no complete copy of {} has its newest data (version {})",
+                lost.0, lost.1
+            ),
+        ))
+    }
+
+    fn one_runs(&self) -> Option<(&'static str, String)> {
+        let running: Vec<_> = self.all().filter(|(_, _, i)| i.runs()).collect();
+        for (n, (server, at, i)) in running.iter().enumerate() {
+            let other = running
+                .iter()
+                .skip(n + 1)
+                .find(|(_, _, o)| o.uuid() == i.uuid() && !o.twin && !i.twin);
+            if let Some((other_server, other_at, _)) = other {
+                let message = format!(
+                    "{} runs as {at} on {server} and as {other_at} on {other_server}",
+                    i.uuid()
+                );
+                return Some(("I2", message));
+            }
+        }
+        None
+    }
+
+    /// From Stopped to COMMIT every copy must be one that nobody can start.
+    pub fn startable_between_stop_and_commit(&self, record: &Record) -> Option<(&'static str, String)> {
+        let spec = &record.spec;
+        let between = matches!(
+            record.status.step(),
+            Some(Step::Stopped | Step::Transferred | Step::Verified)
+        );
+        if !between || record.finished() || spec.method == Method::Live || spec.transfer == Transfer::Internal {
+            return None;
+        }
+        let by_name = spec.guard.source == GuardKind::Name || spec.guard.target == GuardKind::Name;
+        for host in self.servers.values() {
+            for (at, i) in &host.instances {
+                if spec.from.uuid.as_deref() != Some(i.uuid()) || (by_name && marks::is_unique_name(&at.name)) {
+                    continue;
+                }
+                let mut free = i.clone();
+                free.busy = None;
+                if config::unstartable(host, &at.project, &at.name, &free).is_none() {
+                    let step = record.status.step.as_deref().unwrap_or("-");
+                    return Some((
+                        "I2",
+                        format!(
+                            "{at} on {} could be started while {} is at {step}",
+                            host.name, record.name
+                        ),
+                    ));
+                }
+            }
+        }
+        None
+    }
+
+    /// A controller asked for the deletion of that instance.
+    pub fn judge_removal(&mut self, server: &str, at: &InstanceRef, i: &Inst) {
+        if !i.marked() {
+            self.breach(
+                "I8",
+                format!("a controller deletes {at} on {server}, which carries no mark of ours"),
+            );
+        }
+        if self.foreign.contains(&(server.to_owned(), at.clone())) {
+            self.breach(
+                "I8",
+                format!("a controller deletes {at} on {server}, a name that somebody else has used"),
+            );
+        }
+        if self.late_since.is_some_and(|sent| i.born > sent) {
+            self.breach(
+                "I8",
+                format!("a late deletion hits {at} on {server}, which was made after it had been sent"),
+            );
+        }
+    }
+
+    /// A copy that does not have the newest data begins to run.
+    pub fn fork(&mut self, server: &str, born: u64, has: u64, newest: u64) {
+        let name = self
+            .servers
+            .get(server)
+            .and_then(|h| h.born(born))
+            .map(|at| at.to_string())
+            .unwrap_or_default();
+        let message = format!("{name} on {server} runs with data {has}, or a mixture, while the newest are {newest}");
+        self.breach("I1", message);
+    }
+}

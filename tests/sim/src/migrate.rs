@@ -1,0 +1,592 @@
+//! Migration between two servers: each end waits for the other, the target's record exists at once, the data come later,
+//! and either daemon can die in between. What is left behind then is what the real daemons were seen to leave.
+
+use std::collections::BTreeMap;
+
+use berth_core::model::{InstanceRef, Power, Product};
+use berth_core::server::{
+    AcceptRequest, Channel, FailureKind, OfferRequest, OperationId, OperationState, Peer, Progress, ServerError,
+};
+use jiff::Timestamp;
+use secrecy::{ExposeSecret, SecretString};
+
+use crate::config;
+use crate::operations::{Due, Work};
+use crate::state::{Answered, Busy, CONTROLLER, Content, Host, Inst, State};
+
+/// One end that waits.
+#[derive(Clone, Debug)]
+pub(crate) struct Waiting {
+    side: Side,
+    born: u64,
+    live: bool,
+    instance_only: bool,
+    /// Onto an existing instance.
+    refresh: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Side {
+    Source,
+    /// With the answer whether this server cancels such an operation.
+    Target {
+        cancellable: bool,
+    },
+}
+
+impl Waiting {
+    pub fn cancellable(&self) -> bool {
+        match self.side {
+            Side::Source => true,
+            Side::Target { cancellable } => cancellable,
+        }
+    }
+}
+
+/// One end of a transfer.
+#[derive(Clone, Debug)]
+pub(crate) struct EndOf {
+    pub server: String,
+    pub born: u64,
+    pub operation: OperationId,
+}
+
+/// A transfer that runs.
+#[derive(Clone, Debug)]
+pub(crate) struct Transfer {
+    source: EndOf,
+    target: EndOf,
+    live: bool,
+    refresh: bool,
+    instance_only: bool,
+    /// What the source was when the transfer began.
+    data: u64,
+    used: Timestamp,
+    ran: bool,
+    stalled: bool,
+    /// Once the data have arrived: whether they are a mixture.
+    mixed: Option<bool>,
+    /// Whether the source waited for the target (then its operation can be cancelled).
+    pull: bool,
+}
+
+impl State {
+    pub fn offer(&mut self, server: &str, at: &InstanceRef, request: &OfferRequest, what: &str) -> Answered<Channel> {
+        let i = self.inst(server, at, what)?.clone();
+        let host = self.host(server, what)?;
+        let refused = |why: &str| ServerError::new(FailureKind::Refused, what, why);
+        let live = request.live && i.runs();
+        let stateful = i.config.get("migration.stateful").is_some_and(|v| v == "true");
+        let container = i.kind == berth_core::model::InstanceKind::Container;
+        if live && container && !host.criu {
+            return Err(refused(
+                "Unable to perform live container migration. CRIU isn't installed on the source server",
+            ));
+        }
+        if live && !container && !(stateful && host.has("migration_vm_live")) {
+            return Err(refused(
+                "Stateful migration requires migration.stateful to be set to true",
+            ));
+        }
+        if i.busy.as_ref().is_some_and(|b| b.action == "migrate") {
+            return Err(ServerError::new(
+                FailureKind::Busy,
+                what,
+                "The instance is already being migrated",
+            ));
+        }
+        let waiting = Waiting {
+            side: Side::Source,
+            born: i.born,
+            live,
+            instance_only: request.instance_only,
+            refresh: false,
+        };
+        match &request.push_to {
+            None => Ok(self.open(server, at, waiting)),
+            Some(peer) => {
+                let operation = self.begin(server, "Migrating instance", at, Work::End(Ok(())), Some(CONTROLLER));
+                match self.find_peer(server, peer) {
+                    Ok((other, sink)) => self.join(
+                        (server, &operation, &waiting),
+                        (&other, &peer.channel.operation, &sink),
+                        false,
+                    ),
+                    Err(why) => self.end(server, &operation, Err(why)),
+                }
+                Ok(Channel {
+                    operation,
+                    secrets: BTreeMap::new(),
+                })
+            }
+        }
+    }
+
+    pub fn accept(&mut self, server: &str, request: &AcceptRequest, what: &str) -> Answered<Channel> {
+        let existing = self.host(server, what)?.instances.contains_key(&request.at);
+        let refresh = request.refresh && existing;
+        let born = if refresh {
+            self.refreshed(server, request, what)?
+        } else {
+            self.create(server, request, what)?
+        };
+        let host = self.host(server, what)?;
+        let cancellable = host.product == Product::Incus && host.version.starts_with('7');
+        let waiting = Waiting {
+            side: Side::Target { cancellable },
+            born,
+            live: request.live,
+            instance_only: request.instance_only,
+            refresh,
+        };
+        let Some(peer) = &request.pull_from else {
+            let channel = self.open(server, &request.at, waiting);
+            self.occupy(server, born, "create", &channel.operation);
+            return Ok(channel);
+        };
+        let operation = self.begin(
+            server,
+            "Creating instance",
+            &request.at,
+            Work::Wait(waiting.clone()),
+            Some(CONTROLLER),
+        );
+        self.occupy(server, born, "create", &operation);
+        match self.find_peer(server, peer) {
+            Ok((other, source)) => self.join(
+                (&other, &peer.channel.operation, &source),
+                (server, &operation, &waiting),
+                true,
+            ),
+            Err(why) => self.give_up_waiting(server, &operation, &why),
+        }
+        Ok(Channel {
+            operation,
+            secrets: BTreeMap::new(),
+        })
+    }
+
+    fn occupy(&mut self, server: &str, born: u64, action: &'static str, operation: &OperationId) {
+        if let Some(i) = self.inst_by_born(server, born) {
+            i.busy = Some(Busy {
+                action,
+                operation: Some(operation.clone()),
+            });
+        }
+    }
+
+    /// An existing instance that is brought up to date: the definition in the body is ignored.
+    fn refreshed(&mut self, server: &str, request: &AcceptRequest, what: &str) -> Answered<u64> {
+        let host = self.host(server, what)?;
+        let at = &request.at;
+        if let Some(p) = request
+            .definition
+            .profiles
+            .iter()
+            .find(|p| host.profile(&at.project, p).is_none())
+        {
+            let why = format!("Requested profile \"{p}\" doesn't exist");
+            return Err(ServerError::new(FailureKind::Refused, what, why));
+        }
+        let i = self.inst(server, at, what)?;
+        if i.runs() {
+            let why = "Failed getting exclusive access to instance: Instance is running";
+            return Err(ServerError::new(FailureKind::Refused, what, why));
+        }
+        if let Some(busy) = &i.busy {
+            let why = format!("Instance is busy running a \"{}\" operation", busy.action);
+            return Err(ServerError::new(FailureKind::Busy, what, why));
+        }
+        Ok(i.born)
+    }
+
+    /// The record of the copy: made in the request itself, before any data.
+    fn create(&mut self, server: &str, request: &AcceptRequest, what: &str) -> Answered<u64> {
+        let (moment, born, uuid, cloud_init) = (self.moment(), self.next(), self.fresh_uuid(), self.fresh_uuid());
+        let refused = |why: String| ServerError::new(FailureKind::Refused, what, why);
+        let at = &request.at;
+        let host = self.host(server, what)?;
+        if !berth_core::marks::valid_name(&at.name) {
+            return Err(refused(format!("Invalid instance name \"{}\"", at.name)));
+        }
+        let Some(project) = host.project(&at.project).cloned() else {
+            return Err(ServerError::new(
+                FailureKind::NotFound,
+                what,
+                format!("Project \"{}\" not found", at.project),
+            ));
+        };
+        if project.restricted() && host.version.starts_with('7') && request.pull_from.is_some() {
+            return Err(refused(
+                "Restricted projects aren't allowed to use pull mode migration".to_owned(),
+            ));
+        }
+        let member = crate::relocate::choose_member(host, request.member.as_deref(), None).map_err(refused)?;
+        let d = &request.definition;
+        let mut i = Inst {
+            born,
+            kind: request.kind,
+            architecture: d.architecture.clone(),
+            power: Power::Stopped,
+            config: d.config.clone(),
+            devices: d.devices.clone(),
+            profiles: d.profiles.clone(),
+            ephemeral: d.ephemeral,
+            stateful: false,
+            description: d.description.clone(),
+            created_at: moment,
+            last_used_at: Timestamp::UNIX_EPOCH,
+            member,
+            pool: String::new(),
+            snapshots: Vec::new(),
+            data: 0,
+            content: Content::HalfMade,
+            undeletable: false,
+            busy: None,
+            guest: crate::options::Guest::Obeys,
+            twin: false,
+        };
+        i.config.retain(|_, v| !v.is_empty());
+        i.config.entry("volatile.uuid".to_owned()).or_insert(uuid);
+        i.config
+            .entry(berth_core::marks::CLOUD_INIT_ID.to_owned())
+            .or_insert(cloud_init);
+        let generation = i.uuid().to_owned();
+        i.config.insert("volatile.uuid.generation".to_owned(), generation);
+        if let Some(why) = config::refusal(host, &at.project, None, &i) {
+            return Err(refused(format!("Failed creating instance record: {why}")));
+        }
+        if host.instances.contains_key(at) {
+            return Err(ServerError::new(
+                FailureKind::AlreadyExists,
+                what,
+                "This \"Instance\" entry already exists",
+            ));
+        }
+        i.pool = pool_for(host, &at.project, &mut i).map_err(refused)?;
+        let mut n = born;
+        config::add_hwaddrs(host, &at.project, &mut i, || {
+            n += 0x1_0000;
+            n
+        });
+        host.instances.insert(at.clone(), i);
+        host.lifecycle(at, "instance-created", Some(CONTROLLER));
+        Ok(born)
+    }
+
+    /// An end that waits, with its secrets.
+    fn open(&mut self, server: &str, at: &InstanceRef, waiting: Waiting) -> Channel {
+        let mut secrets = BTreeMap::new();
+        for name in ["control", "fs"].into_iter().chain(waiting.live.then_some("criu")) {
+            secrets.insert(name.to_owned(), format!("secret-{}", self.next()));
+        }
+        let description = if waiting.side == Side::Source {
+            "Migrating instance"
+        } else {
+            "Creating instance"
+        };
+        let operation = self.begin(server, description, at, Work::Wait(waiting), Some(CONTROLLER));
+        if let Some(op) = self.operation_mut(server, &operation) {
+            op.secrets.clone_from(&secrets);
+        }
+        if let Some(peer) = self.servers.get(server).map(|h| h.timing.peer) {
+            self.later(peer, Due::PeerTimeout(server.to_owned(), operation.clone()));
+        }
+        let secrets = secrets.into_iter().map(|(k, v)| (k, SecretString::from(v))).collect();
+        Channel { operation, secrets }
+    }
+
+    /// The waiting end that a peer names, as seen from `from`.
+    fn find_peer(&self, from: &str, peer: &Peer) -> Result<(String, Waiting), String> {
+        let address = peer.address.trim_start_matches("https://").trim_end_matches('/');
+        let found = self
+            .servers
+            .values()
+            .find(|h| h.address == address || h.name == address);
+        let reachable = found.filter(|h| h.reachable() && self.servers.get(from).is_some_and(|f| !f.cut));
+        let Some(host) = reachable else {
+            return Err(format!(
+                "Unable to connect to: {address} ([dial tcp {address}: connect: connection refused])"
+            ));
+        };
+        if host.certificate != peer.certificate {
+            return Err(format!(
+                "tls: failed to verify certificate: x509: certificate is valid for {}",
+                host.name
+            ));
+        }
+        let bad = || "websocket: bad handshake".to_owned();
+        let op = host.operations.get(&peer.channel.operation).ok_or_else(bad)?;
+        let given = peer
+            .channel
+            .secrets
+            .iter()
+            .all(|(k, v)| op.secrets.get(k).is_some_and(|s| s == v.expose_secret()));
+        match &op.work {
+            Work::Wait(waiting) if given && op.state == OperationState::Running && !op.secrets.is_empty() => {
+                Ok((host.name.clone(), waiting.clone()))
+            }
+            _ => Err(bad()),
+        }
+    }
+
+    pub fn peer_timeout(&mut self, server: &str, id: &OperationId) {
+        let waits = self
+            .operation(server, id)
+            .is_some_and(|op| matches!(op.work, Work::Wait(_)));
+        if waits {
+            self.give_up_waiting(server, id, "Timed out waiting for migration connections");
+        }
+    }
+
+    /// An end whose peer never came: a record that was made for it goes again.
+    pub fn give_up_waiting(&mut self, server: &str, id: &OperationId, why: &str) {
+        let Some(op) = self.operation(server, id) else { return };
+        let Work::Wait(waiting) = op.work.clone() else { return };
+        if op.state != OperationState::Running {
+            return;
+        }
+        self.end(server, id, Err(why.to_owned()));
+        if matches!(waiting.side, Side::Target { .. }) && !waiting.refresh {
+            self.vanish(server, waiting.born, None);
+        }
+    }
+
+    /// Both ends found each other.
+    fn join(&mut self, source: (&str, &OperationId, &Waiting), target: (&str, &OperationId, &Waiting), pull: bool) {
+        let sides = |w: &Waiting| matches!(w.side, Side::Source);
+        let start = self
+            .inst_by_born(source.0, source.2.born)
+            .map(|i| (i.data, i.last_used_at, i.runs(), i.busy.clone()));
+        let problem = match &start {
+            _ if !sides(source.2) || sides(target.2) => Some("websocket: bad handshake".to_owned()),
+            None => Some("Instance not found".to_owned()),
+            Some((.., Some(busy))) => Some(format!("Instance is busy running a \"{}\" operation", busy.action)),
+            Some((.., None)) => None,
+        };
+        let (data, used, ran) = start.map_or((0, Timestamp::UNIX_EPOCH, false), |(d, u, r, _)| (d, u, r));
+        if let Some(why) = problem {
+            self.end(source.0, source.1, Err(why.clone()));
+            return self.give_up_waiting(target.0, target.1, &why);
+        }
+        let end_of = |(server, operation, w): (&str, &OperationId, &Waiting)| EndOf {
+            server: server.to_owned(),
+            born: w.born,
+            operation: operation.clone(),
+        };
+        let transfer = Transfer {
+            source: end_of(source),
+            target: end_of(target),
+            live: source.2.live && target.2.live,
+            refresh: target.2.refresh,
+            instance_only: source.2.instance_only || target.2.instance_only,
+            data,
+            used,
+            ran,
+            stalled: false,
+            mixed: None,
+            pull,
+        };
+        let id = self.next();
+        self.occupy(source.0, source.2.born, "migrate", source.1);
+        for (server, operation, _) in [source, target] {
+            if let Some(op) = self.operation_mut(server, operation) {
+                op.work = Work::Transfer(id);
+                op.progress = Some(Progress {
+                    bytes: 1 << 20,
+                    bytes_per_second: 1 << 22,
+                    percent: None,
+                });
+            }
+            self.operation_event(server, operation);
+        }
+        self.copy_snapshots(&transfer);
+        if let Some(i) = self.inst_by_born(target.0, target.2.born).filter(|_| transfer.refresh) {
+            i.content = Content::Mixed;
+        }
+        let duration = self
+            .servers
+            .get(target.0)
+            .map(|h| h.timing.transfer)
+            .unwrap_or_default();
+        self.transfers.insert(id, transfer);
+        self.later(duration, Due::Data(id));
+    }
+
+    /// The target lists all snapshots from the start; a migration carries whole seconds only.
+    fn copy_snapshots(&mut self, t: &Transfer) {
+        let Some(source) = self.inst_by_born(&t.source.server, t.source.born) else {
+            return;
+        };
+        let mut snapshots = if t.instance_only {
+            Vec::new()
+        } else {
+            source.snapshots.clone()
+        };
+        for s in &mut snapshots {
+            s.created_at = Timestamp::from_second(s.created_at.as_second()).unwrap_or(s.created_at);
+        }
+        if let Some(target) = self.inst_by_born(&t.target.server, t.target.born) {
+            target.snapshots = snapshots;
+        }
+    }
+
+    /// The source's part is over; the target still has something to do.
+    pub fn data_arrived(&mut self, id: u64) {
+        let Some(t) = self.transfers.get(&id).cloned() else {
+            return;
+        };
+        let cut = [&t.source, &t.target]
+            .iter()
+            .any(|e| self.servers.get(&e.server).is_none_or(|h| h.cut));
+        if cut {
+            let link = self
+                .servers
+                .get(&t.source.server)
+                .map(|h| h.timing.link)
+                .unwrap_or_default();
+            if let Some(t) = self.transfers.get_mut(&id) {
+                t.stalled = true;
+            }
+            return self.later(link, Due::LinkTimeout(id));
+        }
+        let lxd = self
+            .servers
+            .get(&t.target.server)
+            .is_some_and(|h| h.product == Product::Lxd);
+        let unknown = |i: &Inst| {
+            i.snapshots
+                .iter()
+                .any(|s| s.config.contains_key("volatile.last_state.ready"))
+        };
+        if lxd
+            && !t.instance_only
+            && self
+                .inst_by_born(&t.source.server, t.source.born)
+                .is_some_and(|i| unknown(i))
+        {
+            let why = "Failed creating instance snapshot record: Unknown configuration key: volatile.last_state.ready";
+            return self.break_transfer(id, why, false);
+        }
+        let tail = self
+            .servers
+            .get(&t.target.server)
+            .map(|h| h.timing.tail)
+            .unwrap_or_default();
+        self.end(&t.source.server, &t.source.operation, Ok(()));
+        let Some(source) = self.inst_by_born(&t.source.server, t.source.born).cloned() else {
+            return;
+        };
+        let steady = !source.runs() && !t.ran && source.data == t.data && source.last_used_at == t.used;
+        if let Some(target) = self.inst_by_born(&t.target.server, t.target.born) {
+            target.data = source.data;
+            target.guest = source.guest;
+            target.twin = t.live && t.ran;
+        }
+        if let Some(t) = self.transfers.get_mut(&id) {
+            t.mixed = Some(!steady && !t.live);
+        }
+        self.later(tail, Due::Tail(id));
+    }
+
+    pub fn transfer_done(&mut self, id: u64) {
+        let Some(t) = self.transfers.remove(&id) else { return };
+        if let Some(target) = self.inst_by_born(&t.target.server, t.target.born) {
+            target.content = if t.mixed == Some(false) {
+                Content::Complete
+            } else {
+                Content::Mixed
+            };
+            if !t.refresh {
+                target
+                    .config
+                    .insert("volatile.apply_template".to_owned(), "copy".to_owned());
+            }
+            if t.live && t.ran {
+                target.power = Power::Running;
+                target
+                    .config
+                    .insert("volatile.last_state.power".to_owned(), "RUNNING".to_owned());
+            }
+        }
+        self.end(&t.target.server, &t.target.operation, Ok(()));
+    }
+
+    pub fn link_timeout(&mut self, id: u64) {
+        let Some(t) = self.transfers.get(&id).cloned() else {
+            return;
+        };
+        if t.stalled {
+            self.break_transfer(id, "read: connection timed out", false);
+        }
+    }
+
+    pub fn is_cancellable(&self, id: u64, server: &str, operation: &OperationId) -> bool {
+        let source = |t: &Transfer| t.source.server == server && t.source.operation == *operation;
+        self.transfers.get(&id).is_some_and(|t| t.pull && source(t))
+    }
+
+    /// Both ends fail. The target removes what it made, unless its daemon died.
+    pub fn break_transfer(&mut self, id: u64, why: &str, target_died: bool) {
+        let Some(t) = self.transfers.remove(&id) else { return };
+        self.end(
+            &t.source.server,
+            &t.source.operation,
+            Err(format!("Failed migration on source: {why}")),
+        );
+        self.end(
+            &t.target.server,
+            &t.target.operation,
+            Err(format!("Error transferring instance data: {why}")),
+        );
+        if !t.refresh && !target_died {
+            self.vanish(&t.target.server, t.target.born, None);
+        }
+    }
+
+    /// A daemon died: its transfers break, and records that waited for a peer stay behind.
+    pub fn break_transfers_of(&mut self, server: &str) {
+        let hit: Vec<(u64, bool)> = self
+            .transfers
+            .iter()
+            .filter(|(_, t)| t.target.server == server || (t.source.server == server && t.mixed.is_none()))
+            .map(|(id, t)| (*id, t.target.server == server))
+            .collect();
+        for (id, target_died) in hit {
+            self.break_transfer(
+                id,
+                "websocket: close 1006 (abnormal closure): unexpected EOF",
+                target_died,
+            );
+        }
+    }
+}
+
+/// The pool of the root disk: one that does not exist is silently replaced by that of the profiles.
+fn pool_for(host: &Host, project: &str, i: &mut Inst) -> Result<String, String> {
+    let there = |pool: &str| host.pools.iter().any(|p| p.name == pool);
+    let wanted = i
+        .devices
+        .values()
+        .find(|d| config::is_root(d))
+        .and_then(|d| d.get("pool"))
+        .cloned();
+    if let Some(pool) = wanted.filter(|p| there(p)) {
+        return Ok(pool);
+    }
+    let profiles = i.profiles.iter().rev().filter_map(|p| host.profile(project, p));
+    let of_profile = profiles
+        .flat_map(|p| p.devices.values())
+        .find(|d| config::is_root(d))
+        .and_then(|d| d.get("pool"));
+    let only = match host.pools.as_slice() {
+        [one] => Some(&one.name),
+        _ => None,
+    };
+    let pool = of_profile.filter(|p| there(p)).or(only).cloned();
+    let pool = pool.ok_or_else(|| "Can't find a storage pool for the instance to use".to_owned())?;
+    if let Some(root) = i.devices.values_mut().find(|d| config::is_root(d)) {
+        root.insert("pool".to_owned(), pool.clone());
+    }
+    Ok(pool)
+}

@@ -1,0 +1,213 @@
+//! One simulated server as one controller sees it: the port of berth-core over the world.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use berth_core::model::{Change, Definition, Fresh, Instance, InstanceRef, ServerFacts, Snapshot};
+use berth_core::server::{
+    AcceptRequest, Channel, FailureKind, OfferRequest, Operation, OperationId, OperationState, PowerAction, Relocation,
+    Result, Server, ServerError, ServerEvent,
+};
+use futures::StreamExt;
+use futures::stream::BoxStream;
+
+use crate::operations::shown;
+use crate::state::{Host, State};
+use crate::world::World;
+use crate::writes::{Answer, Failure, Write};
+use crate::{config, view};
+
+/// A server as one controller sees it.
+#[derive(Clone)]
+pub struct SimServer {
+    world: World,
+    controller: String,
+    server: String,
+}
+
+impl SimServer {
+    pub(crate) fn new(world: World, controller: &str, server: &str) -> Self {
+        Self {
+            world,
+            controller: controller.to_owned(),
+            server: server.to_owned(),
+        }
+    }
+
+    async fn read<T>(&self, what: &'static str, f: impl FnOnce(&Host) -> T) -> Result<T> {
+        self.world.on_the_way(&self.controller, &self.server).await;
+        self.world.count(&self.controller, &self.server, what);
+        self.reached(what, f)
+    }
+
+    fn reached<T>(&self, what: &'static str, f: impl FnOnce(&Host) -> T) -> Result<T> {
+        let attempted = format!("{what} on {}", self.server);
+        self.world.look(
+            |s: &State| match s.servers.get(&self.server).filter(|h| h.reachable()) {
+                Some(host) => Ok(f(host)),
+                None => Err(ServerError::new(
+                    FailureKind::Unreachable,
+                    attempted,
+                    "connect: connection refused",
+                )),
+            },
+        )
+    }
+
+    async fn write(&self, write: Write) -> Result<Answer> {
+        let attempted = format!("{} on {}", write.describe(), self.server);
+        self.world
+            .submit(&self.controller, &self.server, write)
+            .await
+            .map_err(|e| match e {
+                Failure::Server(e) => e,
+                Failure::Record(e) => ServerError::new(FailureKind::Protocol, attempted, e.to_string()),
+            })
+    }
+
+    async fn operation(&self, write: Write) -> Result<OperationId> {
+        let attempted = format!("{} on {}", write.describe(), self.server);
+        match self.write(write).await? {
+            Answer::Operation(id) => Ok(id),
+            Answer::Done | Answer::Channel(_) | Answer::Record(_) => Err(ServerError::new(
+                FailureKind::Protocol,
+                attempted,
+                "no operation in the answer",
+            )),
+        }
+    }
+
+    async fn channel(&self, write: Write) -> Result<Channel> {
+        let attempted = format!("{} on {}", write.describe(), self.server);
+        match self.write(write).await? {
+            Answer::Channel(c) => Ok(c),
+            Answer::Done | Answer::Operation(_) | Answer::Record(_) => Err(ServerError::new(
+                FailureKind::Protocol,
+                attempted,
+                "no operation in the answer",
+            )),
+        }
+    }
+}
+
+#[async_trait]
+impl Server for SimServer {
+    async fn facts(&self) -> Result<ServerFacts> {
+        self.read("facts", view::facts).await
+    }
+
+    async fn inventory(&self) -> Result<Vec<Instance>> {
+        self.read("inventory", |h| {
+            h.instances.iter().map(|(at, i)| view::instance(h, at, i)).collect()
+        })
+        .await
+    }
+
+    async fn instance(&self, at: &InstanceRef) -> Result<Option<Fresh>> {
+        let fresh = |h: &Host| {
+            let i = h.instances.get(at)?;
+            Some(Fresh {
+                instance: view::instance(h, at, i),
+                etag: config::etag(i),
+            })
+        };
+        self.read("instance", fresh).await
+    }
+
+    async fn snapshots(&self, at: &InstanceRef) -> Result<Vec<Snapshot>> {
+        let found = self
+            .read("snapshots", |h| h.instances.get(at).map(view::snapshots))
+            .await?;
+        let attempted = || format!("list the snapshots of {at} on {}", self.server);
+        found.ok_or_else(|| ServerError::new(FailureKind::NotFound, attempted(), "Instance not found"))
+    }
+
+    async fn operations(&self) -> Result<Vec<Operation>> {
+        let running = |h: &Host| {
+            let running = h
+                .operations
+                .iter()
+                .filter(|(_, op)| op.state == OperationState::Running);
+            running.map(|(id, op)| shown(id, op)).collect()
+        };
+        self.read("operations", running).await
+    }
+
+    async fn patch(&self, at: &InstanceRef, change: &Change, etag: &str) -> Result<()> {
+        self.write(Write::Patch(at.clone(), change.clone(), etag.to_owned()))
+            .await
+            .map(|_| ())
+    }
+
+    async fn put(&self, at: &InstanceRef, definition: &Definition, etag: &str) -> Result<()> {
+        self.write(Write::Put(at.clone(), definition.clone(), etag.to_owned()))
+            .await
+            .map(|_| ())
+    }
+
+    async fn set_power(&self, at: &InstanceRef, action: PowerAction) -> Result<OperationId> {
+        self.operation(Write::Power(at.clone(), action)).await
+    }
+
+    async fn snapshot(&self, at: &InstanceRef, name: &str) -> Result<OperationId> {
+        self.operation(Write::Snapshot(at.clone(), name.to_owned())).await
+    }
+
+    async fn offer(&self, at: &InstanceRef, request: &OfferRequest) -> Result<Channel> {
+        self.channel(Write::Offer(at.clone(), request.clone())).await
+    }
+
+    async fn accept(&self, request: &AcceptRequest) -> Result<Channel> {
+        self.channel(Write::Accept(Box::new(request.clone()))).await
+    }
+
+    async fn relocate(&self, at: &InstanceRef, to: &Relocation) -> Result<OperationId> {
+        self.operation(Write::Relocate(at.clone(), to.clone())).await
+    }
+
+    async fn rename(&self, at: &InstanceRef, name: &str) -> Result<OperationId> {
+        self.operation(Write::Rename(at.clone(), name.to_owned())).await
+    }
+
+    async fn remove(&self, at: &InstanceRef) -> Result<OperationId> {
+        self.operation(Write::Remove(at.clone())).await
+    }
+
+    async fn wait(&self, operation: &OperationId, timeout: Duration) -> Result<OperationState> {
+        let until = tokio::time::Instant::now() + timeout;
+        let mut changes = self.world.changes();
+        self.world.on_the_way(&self.controller, &self.server).await;
+        self.world.count(&self.controller, &self.server, "wait");
+        loop {
+            self.world.alive(&self.controller).await;
+            changes.mark_unchanged();
+            let state = self.reached("wait for an operation", |h| {
+                h.operations.get(operation).map(|op| op.state.clone())
+            })?;
+            match state {
+                None => return Ok(OperationState::Gone),
+                Some(OperationState::Running) => {}
+                Some(ended) => return Ok(ended),
+            }
+            if tokio::time::timeout_at(until, changes.changed()).await.is_err() {
+                self.world.alive(&self.controller).await;
+                return Ok(OperationState::Running);
+            }
+        }
+    }
+
+    async fn cancel(&self, operation: &OperationId) -> Result<()> {
+        self.write(Write::Cancel(operation.clone())).await.map(|_| ())
+    }
+
+    async fn events(&self) -> Result<BoxStream<'static, ServerEvent>> {
+        self.read("events", |_| ()).await?;
+        let (sender, receiver) = futures::channel::mpsc::unbounded();
+        self.world.change(|s| {
+            if let Some(host) = s.servers.get_mut(&self.server) {
+                host.listeners.push(sender);
+            }
+        });
+        Ok(receiver.boxed())
+    }
+}
