@@ -8,7 +8,7 @@ export LAB_ID=9 LAB_DIR=/var/lib/berth-demo LAB_INCUS="i1 i2" LAB_LXD="" LAB_CLU
 export PATH=$HOME/.cargo/bin:/usr/local/go/bin:$PATH
 LOG=/tmp/berth-demo.log
 
-say() { printf '\n\033[1m%s\033[0m\n' "$*"; }
+say() { printf "\n== %s\n" "$*"; }
 show() { printf '$ %s\n' "$*"; "$@"; }
 fail() { echo "demo: $*" >&2; [ ! -e "$LOG" ] || tail -n 15 "$LOG" >&2; exit 1; }
 seconds() { awk -v a="$1" -v b="$(date +%s.%N)" 'BEGIN {printf "%.1f s", b - a}'; }
@@ -16,14 +16,22 @@ incus() { "$LAB" incus "$@"; }
 inside() { incus exec "$1:web" -- "${@:2}" </dev/null; }
 until_true() { # SECONDS WHAT CMD...: waits for a condition
   local end=$((SECONDS + $1)) what=$2; shift 2
-  until "$@" >/dev/null 2>&1; do [ $SECONDS -lt $end ] || fail "waited in vain: $what"; sleep 0.1; done
+  until "$@" >/dev/null 2>&1; do
+    kill -0 "$controller" || fail "the controller ended"
+    [ $SECONDS -lt $end ] || { kubectl get isrv,iplace,imove -o yaml >"$LOG.objects" || true; fail "waited in vain: $what (objects: $LOG.objects)"; }
+    sleep 0.1
+  done
 }
 end() {
   [ -z "${controller:-}" ] || kill "$controller" 2>/dev/null || true
   "$LAB" down 2>/dev/null; "$CONTROL_PLANE" down
 }
 in_place() { [ "$(kubectl get iplace web -o jsonpath='{.status.location.server}/{.status.conditions[?(@.type=="Ready")].reason}')" = "$1/InPlace" ]; }
-away() { [ "$(kubectl get iplace web -o jsonpath='{.status.location.server}')" != rack-a ] || ! in_place rack-a; }
+is_back() { # a move can be seen at its end only: its servers know the instance by other names before
+  incus list i2: -f csv -c n | grep -qx web && in_place rack-b && [ "$(kubectl get imove -o jsonpath='{.items[*].status.outcome}')" = "Succeeded Succeeded" ]
+}
+runs_on() { incus list "$1:" -f csv -c ns | grep -qx web,RUNNING; }
+counts_beyond() { [ "$(inside i2 cat /var/lib/counter)" -gt "$1" ]; }
 secret() { # the client's key pair, which both servers trust
   kubectl create secret tls berth-client --cert="$LAB_DIR/client.crt" --key="$LAB_DIR/client.key"
 }
@@ -66,7 +74,7 @@ echo "$controller" >"$LOG.pid"
 echo "ready after $(seconds "$start"); the controller's log: $LOG"
 
 say "2. A container that counts runs on i1"
-incus launch bb i1:web -q </dev/null
+incus launch i1:bb i1:web -q </dev/null
 inside i1 dd if=/dev/urandom of=/root/data bs=1M count=20 2>/dev/null
 sum=$(inside i1 md5sum /root/data | cut -d' ' -f1)
 echo "web on i1: counter $(inside i1 cat /var/lib/counter), data $sum"
@@ -94,12 +102,15 @@ after=$(inside i2 cat /var/lib/counter); [ "$after" -gt "$before" ] || fail "the
 echo "web on i2: counter $before -> $after, data unchanged"
 show incus list i1: -c ns4; show incus list i2: -c ns4
 
-say "5. Somebody moves it away by hand; it comes back"
-show incus stop i2:web; t=$(date +%s.%N)
-show incus move i2:web i1:web -q
-until_true 90 "web back on rack-b, running" eval 'in_place rack-b && incus list i2: -f csv -c ns | grep -qx web,RUNNING || { incus list i2: -f csv -c n | grep -qx web && incus start i2:web; false; }'
-echo "back after $(seconds "$t")"
+say "5. Somebody stops it and moves it away by hand; it comes back"
+show incus stop i2:web
+show incus move i2:web i1:web -q; t=$(date +%s.%N)
+until_true 90 "web back on rack-b" is_back
+echo "back after $(seconds "$t"), stopped as it was left; one more field starts it"
+show kubectl patch iplace web --type=merge -p '{"spec": {"powerState": "Running"}}'
+until_true 30 "web running on rack-b" runs_on i2
 show kubectl get iplace,imove
+until_true 10 "web counting" counts_beyond "$after"
 echo "web on i2: counter $(inside i2 cat /var/lib/counter), data $(inside i2 md5sum /root/data | cut -d' ' -f1)"
 
 say "Done in $(seconds "$start")."
