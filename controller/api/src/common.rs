@@ -175,9 +175,10 @@ pub enum Power {
 }
 
 /// Kind of an instance.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum InstanceType {
     /// A container.
+    #[default]
     Container,
     /// A virtual machine.
     VirtualMachine,

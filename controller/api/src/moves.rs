@@ -73,7 +73,8 @@ pub struct InstanceMoveSpec {
     pub guard: GuardPair,
     /// Way of the data: Pull, Push, Relay, Backup, or Internal where the server or cluster moves it itself.
     pub transfer: Transfer,
-    /// Container or VirtualMachine.
+    /// Container or VirtualMachine. The controller always sets it.
+    #[serde(default)]
     pub instance_type: InstanceType,
     /// Where the instance is.
     pub from: MoveEnd,
@@ -116,7 +117,8 @@ pub struct MoveEnd {
     /// Name of the InstanceServer.
     #[schemars(length(min = 1, max = 253))]
     pub server: String,
-    /// Fingerprint of that server. One that has another counts as unreachable for this move.
+    /// Fingerprint of that server. One that has another counts as unreachable for this move, and so does any if this is empty.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     #[schemars(length(max = 64))]
     pub fingerprint: String,
     /// Cluster member.
