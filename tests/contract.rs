@@ -31,7 +31,10 @@ impl Real {
             let endpoint = Endpoint {
                 addresses: vec![server.url.clone()],
                 peer_address: None,
-                identity: Identity { certificate: lab.client_cert(), key: lab.client_key().into() },
+                identity: Identity {
+                    certificate: lab.client_cert(),
+                    key: lab.client_key().into(),
+                },
                 trust: ServerTrust::Fingerprint(server.fingerprint.clone()),
             };
             (server, connect(&endpoint).expect("the lab's certificates can be read"))

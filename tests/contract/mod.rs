@@ -53,9 +53,17 @@ pub struct New {
 }
 
 /// A stopped container.
-pub const STOPPED: New = New { running: false, snapshots: 0, ignores_stop: false };
+pub const STOPPED: New = New {
+    running: false,
+    snapshots: 0,
+    ignores_stop: false,
+};
 /// A running container.
-pub const RUNNING: New = New { running: true, snapshots: 0, ignores_stop: false };
+pub const RUNNING: New = New {
+    running: true,
+    snapshots: 0,
+    ignores_stop: false,
+};
 
 /// All checks with their names.
 #[macro_export]
@@ -67,7 +75,7 @@ macro_rules! every_check {
                 an_instance_that_does_not_exist_is_nothing_and_not_an_error,
                 a_name_with_odd_characters_reaches_nothing_else,
                 the_inventory_shows_the_same_as_the_instance_itself,
-                snapshots_come_oldest_first_and_a_taken_name_is_told,
+                snapshots_come_oldest_first_and_a_taken_name_is_refused,
                 an_operation_is_known_for_a_while_and_then_gone,
                 a_start_is_in_the_event_stream,
             ],
@@ -128,18 +136,6 @@ pub async fn wait_end(server: &dyn Server, operation: &OperationId) -> Operation
     server.wait(operation, LONG).await.expect("the server answers")
 }
 
-/// The kind of a failure, be it told at once or by the operation: there only the text tells, so the kind is looked for
-/// where the decisions look for it, in what the act did.
-pub async fn failure(server: &dyn Server, begun: Result<OperationId>) -> FailureKind {
-    match begun {
-        Err(e) => e.kind,
-        Ok(operation) => match wait_end(server, &operation).await {
-            OperationState::Failed(text) => panic!("told by the operation only: {text}"),
-            other => panic!("it was to fail, but: {other:?}"),
-        },
-    }
-}
-
 /// Waits for the end of an operation that was begun.
 pub async fn ended(server: &dyn Server, begun: Result<OperationId>) -> OperationState {
     wait_end(server, &begun.expect("the operation begins")).await
@@ -163,7 +159,13 @@ pub async fn refused(server: &dyn Server, begun: Result<OperationId>) -> String 
 
 /// Starts it.
 pub async fn start(server: &dyn Server, name: &str) {
-    done(server, server.set_power(&at(name), PowerAction::Start { stateful: false }).await).await;
+    done(
+        server,
+        server
+            .set_power(&at(name), PowerAction::Start { stateful: false })
+            .await,
+    )
+    .await;
 }
 
 /// Stops it without asking.
@@ -174,9 +176,15 @@ pub async fn stop(server: &dyn Server, name: &str) {
 /// Merges configuration, with the tag read just before.
 pub async fn set(server: &dyn Server, name: &str, pairs: &[(&str, &str)]) {
     let config = pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
-    let change = Change { config, ..Change::default() };
+    let change = Change {
+        config,
+        ..Change::default()
+    };
     let etag = fresh(server, name).await.etag;
-    server.patch(&at(name), &change, &etag).await.expect("the change is accepted");
+    server
+        .patch(&at(name), &change, &etag)
+        .await
+        .expect("the change is accepted");
 }
 
 /// The kind of a failure that must have happened.
@@ -190,7 +198,9 @@ pub fn kind<T>(result: Result<T>) -> FailureKind {
 /// The definition that a copy of `source` is to have.
 pub fn copy_of(source: &Instance) -> Definition {
     let mut definition = Definition::from(source);
-    definition.config.retain(|key, _| !key.starts_with("volatile.last_state") && !key.starts_with("volatile.idmap"));
+    definition
+        .config
+        .retain(|key, _| !key.starts_with("volatile.last_state") && !key.starts_with("volatile.idmap"));
     definition
 }
 
@@ -210,26 +220,56 @@ pub fn accept(name: &str, source: &Instance) -> AcceptRequest {
 
 /// Pulls from the source to the target; both operations must succeed.
 pub async fn pull(world: &dyn World, from: &str, mut request: AcceptRequest) {
-    let offer = OfferRequest { live: false, instance_only: request.instance_only, push_to: None };
+    let offer = OfferRequest {
+        live: false,
+        instance_only: request.instance_only,
+        push_to: None,
+    };
     let certificate = world.source().facts().await.expect("the source answers").certificate;
-    let channel = world.source().offer(&at(from), &offer).await.expect("the source offers");
+    let channel = world
+        .source()
+        .offer(&at(from), &offer)
+        .await
+        .expect("the source offers");
     let waiting = channel.operation.clone();
-    request.pull_from = Some(Peer { address: world.source_address(), certificate, channel });
-    let receiving = world.target().accept(&request).await.expect("the target accepts").operation;
+    request.pull_from = Some(Peer {
+        address: world.source_address(),
+        certificate,
+        channel,
+    });
+    let receiving = world
+        .target()
+        .accept(&request)
+        .await
+        .expect("the target accepts")
+        .operation;
     done(world.target(), Ok(receiving)).await;
     done(world.source(), Ok(waiting)).await;
 }
 
 /// Opens the source for a pull and gives the target's answer to it; the offer is withdrawn.
 pub async fn pull_refused(world: &dyn World, from: &str, mut request: AcceptRequest) -> FailureKind {
-    let offer = OfferRequest { live: false, instance_only: request.instance_only, push_to: None };
+    let offer = OfferRequest {
+        live: false,
+        instance_only: request.instance_only,
+        push_to: None,
+    };
     let certificate = world.source().facts().await.expect("the source answers").certificate;
-    let channel = world.source().offer(&at(from), &offer).await.expect("the source offers");
+    let channel = world
+        .source()
+        .offer(&at(from), &offer)
+        .await
+        .expect("the source offers");
     let waiting = channel.operation.clone();
-    request.pull_from = Some(Peer { address: world.source_address(), certificate, channel });
+    request.pull_from = Some(Peer {
+        address: world.source_address(),
+        certificate,
+        channel,
+    });
     let kind = match world.target().accept(&request).await {
         Err(e) => e.kind,
-        Ok(Channel { operation, .. }) => match world.target().wait(&operation, LONG).await.expect("the target answers") {
+        Ok(Channel { operation, .. }) => match world.target().wait(&operation, LONG).await.expect("the target answers")
+        {
             OperationState::Failed(_) => FailureKind::Refused,
             other => panic!("it was to fail, but: {other:?}"),
         },
@@ -238,8 +278,9 @@ pub async fn pull_refused(world: &dyn World, from: &str, mut request: AcceptRequ
     kind
 }
 
-/// Names and dates of the snapshots.
-pub async fn snapshots(server: &dyn Server, name: &str) -> BTreeMap<String, String> {
+/// Names and dates of the snapshots, to the second: a transfer cuts the rest off.
+pub async fn snapshots(server: &dyn Server, name: &str) -> BTreeMap<String, i64> {
     let list = server.snapshots(&at(name)).await.expect("the server answers");
-    list.into_iter().map(|s| (s.name, s.created_at)).collect()
+    let second = |s: &str| s.parse::<jiff::Timestamp>().expect("a date is a time").as_second();
+    list.into_iter().map(|s| (s.name, second(&s.created_at))).collect()
 }

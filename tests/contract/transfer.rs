@@ -8,34 +8,75 @@ use super::{
     wait_end,
 };
 
-const OFFER: OfferRequest = OfferRequest { live: false, instance_only: false, push_to: None };
+const OFFER: OfferRequest = OfferRequest {
+    live: false,
+    instance_only: false,
+    push_to: None,
+};
 
 /// What a copy of `name` on the target must look like.
 async fn assert_copy(world: &dyn World, name: &str, copy: &str) {
-    let (a, b) = (instance(world.source(), name).await, instance(world.target(), copy).await);
-    assert_eq!((b.power, b.kind, &b.architecture), (Power::Stopped, a.kind, &a.architecture));
-    assert_eq!((&b.devices, &b.profiles, b.ephemeral), (&a.devices, &a.profiles, a.ephemeral));
+    let (a, b) = (
+        instance(world.source(), name).await,
+        instance(world.target(), copy).await,
+    );
+    assert_eq!(
+        (b.power, b.kind, &b.architecture),
+        (Power::Stopped, a.kind, &a.architecture)
+    );
+    assert_eq!(
+        (&b.devices, &b.profiles, b.ephemeral),
+        (&a.devices, &a.profiles, a.ephemeral)
+    );
     assert_eq!(b.uuid(), a.uuid(), "the uuid travels");
-    assert_eq!(b.config.get("user.berth.role").map(String::as_str), Some("incoming"), "as it was sent");
+    assert_eq!(
+        b.config.get("user.berth.role").map(String::as_str),
+        Some("incoming"),
+        "as it was sent"
+    );
     let user = |i: &berth_core::model::Instance| i.config.get("user.kept").cloned();
     assert_eq!(user(&b), user(&a));
     assert_eq!(b.root_pool(), Some("default"));
-    assert!(b.last_used_at.starts_with("1970-") || b.last_used_at.starts_with("0001-"), "{}", b.last_used_at);
-    assert_eq!(snapshots(world.target(), copy).await, snapshots(world.source(), name).await, "names and dates");
+    assert!(
+        b.last_used_at.starts_with("1970-") || b.last_used_at.starts_with("0001-"),
+        "{}",
+        b.last_used_at
+    );
+    assert_eq!(
+        snapshots(world.target(), copy).await,
+        snapshots(world.source(), name).await,
+        "names and dates"
+    );
 }
 
 async fn source_with_marks(world: &dyn World, base: &str, new: New) -> String {
     let name = world.name(base);
     world.make(&name, new).await;
-    set(world.source(), &name, &[("user.kept", "yes"), ("user.berth.role", "source")]).await;
+    set(
+        world.source(),
+        &name,
+        &[("user.kept", "yes"), ("user.berth.role", "source")],
+    )
+    .await;
     name
 }
 
 pub async fn a_pulled_copy_is_what_was_sent(world: &dyn World) {
-    let name = source_with_marks(world, "pull", New { snapshots: 2, ..STOPPED }).await;
+    let name = source_with_marks(
+        world,
+        "pull",
+        New {
+            snapshots: 2,
+            ..STOPPED
+        },
+    )
+    .await;
     let copy = world.name("pulled");
     let mut request = accept(&copy, &instance(world.source(), &name).await);
-    request.definition.config.insert("user.berth.role".to_owned(), "incoming".to_owned());
+    request
+        .definition
+        .config
+        .insert("user.berth.role".to_owned(), "incoming".to_owned());
     pull(world, &name, request).await;
     assert_copy(world, &name, &copy).await;
     start(world.target(), &copy).await;
@@ -44,15 +85,34 @@ pub async fn a_pulled_copy_is_what_was_sent(world: &dyn World) {
 }
 
 pub async fn a_pushed_copy_is_what_was_sent(world: &dyn World) {
-    let name = source_with_marks(world, "push", New { snapshots: 1, ..STOPPED }).await;
+    let name = source_with_marks(
+        world,
+        "push",
+        New {
+            snapshots: 1,
+            ..STOPPED
+        },
+    )
+    .await;
     let copy = world.name("pushed");
     let mut request = accept(&copy, &instance(world.source(), &name).await);
-    request.definition.config.insert("user.berth.role".to_owned(), "incoming".to_owned());
+    request
+        .definition
+        .config
+        .insert("user.berth.role".to_owned(), "incoming".to_owned());
     let certificate = world.target().facts().await.expect("the target answers").certificate;
     let channel = world.target().accept(&request).await.expect("the target accepts");
     let waiting = channel.operation.clone();
-    let push_to = Some(Peer { address: world.target_address(), certificate, channel });
-    let sending = world.source().offer(&at(&name), &OfferRequest { push_to, ..OFFER }).await.expect("the source sends");
+    let push_to = Some(Peer {
+        address: world.target_address(),
+        certificate,
+        channel,
+    });
+    let sending = world
+        .source()
+        .offer(&at(&name), &OfferRequest { push_to, ..OFFER })
+        .await
+        .expect("the source sends");
     assert!(sending.secrets.is_empty(), "the end that dials waits for nobody");
     done(world.source(), Ok(sending.operation)).await;
     done(world.target(), Ok(waiting)).await;
@@ -65,7 +125,10 @@ pub async fn a_taken_name_refuses_the_copy(world: &dyn World) {
     pull(world, &name, accept(&name, &source)).await;
     let before = instance(world.target(), &name).await;
     let mut request = accept(&name, &source);
-    request.definition.config.insert("user.kept".to_owned(), "no".to_owned());
+    request
+        .definition
+        .config
+        .insert("user.kept".to_owned(), "no".to_owned());
     assert_eq!(pull_refused(world, &name, request).await, FailureKind::AlreadyExists);
     assert_eq!(instance(world.target(), &name).await, before);
 }
@@ -75,17 +138,29 @@ pub async fn an_unknown_profile_refuses_the_copy(world: &dyn World) {
     let mut request = accept(&name, &instance(world.source(), &name).await);
     request.definition.profiles = vec!["no-such-profile".to_owned()];
     pull_refused(world, &name, request).await;
-    assert_eq!(world.target().instance(&at(&name)).await.expect("the target answers"), None);
+    assert_eq!(
+        world.target().instance(&at(&name)).await.expect("the target answers"),
+        None
+    );
 }
 
 pub async fn an_unknown_pool_is_silently_replaced(world: &dyn World) {
     let name = source_with_marks(world, "pool", STOPPED).await;
     let mut request = accept(&name, &instance(world.source(), &name).await);
-    for device in request.definition.devices.values_mut().filter(|d| d.contains_key("pool")) {
+    for device in request
+        .definition
+        .devices
+        .values_mut()
+        .filter(|d| d.contains_key("pool"))
+    {
         device.insert("pool".to_owned(), "no-such-pool".to_owned());
     }
     pull(world, &name, request).await;
-    assert_eq!(instance(world.target(), &name).await.root_pool(), Some("default"), "so it must be looked at");
+    assert_eq!(
+        instance(world.target(), &name).await.root_pool(),
+        Some("default"),
+        "so it must be looked at"
+    );
 }
 
 pub async fn a_copy_that_nobody_sends_reads_stopped_and_vanishes_with_its_operation(world: &dyn World) {
@@ -93,14 +168,32 @@ pub async fn a_copy_that_nobody_sends_reads_stopped_and_vanishes_with_its_operat
     let target = world.target();
     let request = accept(&name, &instance(world.source(), &name).await);
     let channel = target.accept(&request).await.expect("the target accepts");
-    assert!(channel.secrets.contains_key("control") && channel.secrets.contains_key("fs"), "{:?}", channel.secrets.keys());
+    assert!(
+        channel.secrets.contains_key("control") && channel.secrets.contains_key("fs"),
+        "{:?}",
+        channel.secrets.keys()
+    );
     let half = instance(target, &name).await;
     assert_eq!(half.power, Power::Stopped, "nothing tells that it is not whole");
     assert_eq!(half.config.get("user.kept").map(String::as_str), Some("yes"));
     let running = target.operations().await.expect("the target answers");
-    assert!(running.iter().any(|o| o.id == channel.operation && o.instances.contains(&at(&name))), "{running:?}");
-    refused(target, target.set_power(&at(&name), PowerAction::Start { stateful: false }).await).await;
-    assert!(matches!(wait_end(target, &channel.operation).await, OperationState::Failed(_)));
+    assert!(
+        running
+            .iter()
+            .any(|o| o.id == channel.operation && o.instances.contains(&at(&name))),
+        "{running:?}"
+    );
+    refused(
+        target,
+        target
+            .set_power(&at(&name), PowerAction::Start { stateful: false })
+            .await,
+    )
+    .await;
+    assert!(matches!(
+        wait_end(target, &channel.operation).await,
+        OperationState::Failed(_)
+    ));
     assert_eq!(target.instance(&at(&name)).await.expect("the target answers"), None);
 }
 
@@ -109,18 +202,38 @@ pub async fn an_offer_that_is_cancelled_leaves_the_source_alone(world: &dyn Worl
     let source = world.source();
     let before = instance(source, &name).await;
     let channel = source.offer(&at(&name), &OFFER).await.expect("the source offers");
-    assert!(channel.secrets.contains_key("control") && channel.secrets.contains_key("fs"), "{:?}", channel.secrets.keys());
+    assert!(
+        channel.secrets.contains_key("control") && channel.secrets.contains_key("fs"),
+        "{:?}",
+        channel.secrets.keys()
+    );
     assert!(!channel.secrets.contains_key("criu"), "it does not run");
     let running = source.operations().await.expect("the source answers");
-    assert!(running.iter().any(|o| o.id == channel.operation && o.instances.contains(&at(&name))), "{running:?}");
-    source.cancel(&channel.operation).await.expect("an offer can be withdrawn");
+    assert!(
+        running
+            .iter()
+            .any(|o| o.id == channel.operation && o.instances.contains(&at(&name))),
+        "{running:?}"
+    );
+    source
+        .cancel(&channel.operation)
+        .await
+        .expect("an offer can be withdrawn");
     assert_ne!(wait_end(source, &channel.operation).await, OperationState::Succeeded);
     assert_eq!(instance(source, &name).await, before);
     start(source, &name).await;
 }
 
 pub async fn a_refresh_brings_data_and_snapshots_but_no_configuration(world: &dyn World) {
-    let name = source_with_marks(world, "fresh", New { snapshots: 1, ..STOPPED }).await;
+    let name = source_with_marks(
+        world,
+        "fresh",
+        New {
+            snapshots: 1,
+            ..STOPPED
+        },
+    )
+    .await;
     let (source, target) = (world.source(), world.target());
     pull(world, &name, accept(&name, &instance(source, &name).await)).await;
     done(target, target.snapshot(&at(&name), "only-here").await).await;
@@ -128,11 +241,22 @@ pub async fn a_refresh_brings_data_and_snapshots_but_no_configuration(world: &dy
     let before = instance(target, &name).await;
     let mut request = accept(&name, &instance(source, &name).await);
     request.refresh = true;
-    request.definition.config.insert("user.kept".to_owned(), "no".to_owned());
+    request
+        .definition
+        .config
+        .insert("user.kept".to_owned(), "no".to_owned());
     pull(world, &name, request).await;
     let after = instance(target, &name).await;
-    assert_eq!(Definition::from(&after), Definition::from(&before), "configuration and devices of the body are ignored");
-    assert_eq!(snapshots(target, &name).await, snapshots(source, &name).await, "and the target's own snapshots are gone");
+    assert_eq!(
+        Definition::from(&after),
+        Definition::from(&before),
+        "configuration and devices of the body are ignored"
+    );
+    assert_eq!(
+        snapshots(target, &name).await,
+        snapshots(source, &name).await,
+        "and the target's own snapshots are gone"
+    );
 }
 
 pub async fn a_refresh_onto_a_running_instance_is_refused(world: &dyn World) {

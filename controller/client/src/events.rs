@@ -244,6 +244,9 @@ fn lifecycle(event: LifecycleWire, project: String) -> Vec<ServerEvent> {
             Vec::new()
         };
     }
+    if is_only_a_look(&event.action) {
+        return Vec::new();
+    }
     let project = event.project.filter(|p| !p.is_empty()).unwrap_or(project);
     // The source names the instance in every version; the field `name` is younger and, for snapshots, the snapshot's.
     let named = event.name.map(|name| InstanceRef::new(project.clone(), name));
@@ -265,6 +268,11 @@ fn lifecycle(event: LifecycleWire, project: String) -> Vec<ServerEvent> {
         requestor: requestor.clone(),
     };
     std::iter::once(at).chain(before).map(event_at).collect()
+}
+
+/// What people and monitoring do with an instance without changing it.
+fn is_only_a_look(action: &str) -> bool {
+    action.ends_with("-retrieved") || action.starts_with("instance-exec") || action.starts_with("instance-console")
 }
 
 fn is_about_facts(action: &str) -> bool {

@@ -125,7 +125,8 @@ impl SnapshotWire {
     /// The model, oldest first.
     pub(crate) fn into_models(list: Vec<Self>) -> Vec<Snapshot> {
         let mut snapshots: Vec<Snapshot> = list.into_iter().map(Self::into_model).collect();
-        snapshots.sort_by_cached_key(|s| (s.created_at.parse::<Timestamp>().ok(), s.name.clone()));
+        // stable: a transfer cuts dates to the second, and what is equal then keeps the server's order
+        snapshots.sort_by_cached_key(|s| s.created_at.parse::<Timestamp>().ok());
         snapshots
     }
 
