@@ -223,29 +223,9 @@ impl State {
         }
         let member = crate::relocate::choose_member(host, request.member.as_deref(), None).map_err(refused)?;
         let d = &request.definition;
-        let mut i = Inst {
-            born,
-            kind: request.kind,
-            architecture: d.architecture.clone(),
-            power: Power::Stopped,
-            config: d.config.clone(),
-            devices: d.devices.clone(),
-            profiles: d.profiles.clone(),
-            ephemeral: d.ephemeral,
-            stateful: false,
-            description: d.description.clone(),
-            created_at: moment,
-            last_used_at: Timestamp::UNIX_EPOCH,
-            member,
-            pool: String::new(),
-            snapshots: Vec::new(),
-            data: 0,
-            content: Content::HalfMade,
-            undeletable: false,
-            busy: None,
-            guest: crate::options::Guest::Obeys,
-            twin: false,
-        };
+        let mut i = Inst::new(born, request.kind, &d.architecture, moment);
+        (i.config, i.devices, i.profiles) = (d.config.clone(), d.devices.clone(), d.profiles.clone());
+        (i.ephemeral, i.description, i.member) = (d.ephemeral, d.description.clone(), member);
         i.config.retain(|_, v| !v.is_empty());
         i.config.entry("volatile.uuid".to_owned()).or_insert(uuid);
         i.config

@@ -282,29 +282,11 @@ impl State {
         let Some(host) = self.servers.get(server) else {
             return uuid;
         };
-        let mut i = Inst {
-            born,
-            kind: o.kind,
-            architecture: "x86_64".to_owned(),
-            power: Power::Stopped,
-            config: first_config(host.product, o.kind, &uuid, &cloud_init),
-            devices: o.devices,
-            profiles: o.profiles,
-            ephemeral: o.ephemeral,
-            stateful: false,
-            description: String::new(),
-            created_at,
-            last_used_at: jiff::Timestamp::UNIX_EPOCH,
-            member: o.member.or_else(|| host.members.first().map(|m| m.name.clone())),
-            pool: String::new(),
-            snapshots: Vec::new(),
-            data: 1,
-            content: Content::Complete,
-            undeletable: false,
-            busy: None,
-            guest: o.guest,
-            twin: false,
-        };
+        let mut i = Inst::new(born, o.kind, "x86_64", created_at);
+        i.config = first_config(host.product, o.kind, &uuid, &cloud_init);
+        (i.devices, i.profiles, i.ephemeral, i.guest) = (o.devices, o.profiles, o.ephemeral, o.guest);
+        i.member = o.member.or_else(|| host.members.first().map(|m| m.name.clone()));
+        (i.data, i.content) = (1, Content::Complete);
         i.config.extend(o.config);
         let (_, devices) = config::expand(host, &at.project, &i);
         i.pool = devices

@@ -145,6 +145,33 @@ pub(crate) struct Snap {
 }
 
 impl Inst {
+    /// A stopped instance without anything.
+    pub fn new(born: u64, kind: InstanceKind, architecture: &str, created_at: Timestamp) -> Self {
+        Self {
+            born,
+            kind,
+            architecture: architecture.to_owned(),
+            power: Power::Stopped,
+            config: Config::new(),
+            devices: Devices::new(),
+            profiles: Vec::new(),
+            ephemeral: false,
+            stateful: false,
+            description: String::new(),
+            created_at,
+            last_used_at: Timestamp::UNIX_EPOCH,
+            member: None,
+            pool: String::new(),
+            snapshots: Vec::new(),
+            data: 0,
+            content: Content::HalfMade,
+            undeletable: false,
+            busy: None,
+            guest: Guest::Obeys,
+            twin: false,
+        }
+    }
+
     pub fn uuid(&self) -> &str {
         self.config.get("volatile.uuid").map_or("", String::as_str)
     }

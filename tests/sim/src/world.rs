@@ -13,6 +13,7 @@ use tokio::sync::watch;
 
 use crate::faults::{Entry, Fault, Hook};
 use crate::invariants::Breach;
+use crate::operations::Due;
 use crate::records::MemoryRecords;
 use crate::server::SimServer;
 use crate::state::{Content, State};
@@ -65,15 +66,17 @@ impl World {
             state.invariants();
             (result, std::mem::take(&mut state.due))
         };
-        for (after, due) in due {
-            let world = self.clone();
-            tokio::spawn(async move {
-                tokio::time::sleep(after).await;
-                world.change(|s| s.fire(due));
-            });
-        }
+        due.into_iter().for_each(|(after, due)| self.set_timer(after, due));
         self.shared.changed.send_modify(|n| *n += 1);
         result
+    }
+
+    fn set_timer(&self, after: Duration, due: Due) {
+        let world = self.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(after).await;
+            world.change(|s| s.fire(due));
+        });
     }
 
     pub(crate) fn changes(&self) -> watch::Receiver<u64> {
