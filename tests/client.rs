@@ -27,7 +27,12 @@ fn client_of(addresses: &[&str], trust: ServerTrust) -> HttpServer {
 
 fn endpoint(addresses: &[&str], trust: ServerTrust) -> Endpoint {
     let addresses = addresses.iter().map(|a| (*a).to_owned()).collect();
-    Endpoint { addresses, peer_address: None, identity: identity(), trust }
+    Endpoint {
+        addresses,
+        peer_address: None,
+        identity: identity(),
+        trust,
+    }
 }
 
 fn identity() -> Identity {
@@ -39,7 +44,9 @@ struct Capture(Value);
 
 impl Capture {
     fn open(name: &str) -> Capture {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/captures").join(format!("{name}.json"));
+        let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("fixtures/captures")
+            .join(format!("{name}.json"));
         let text = std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
         Capture(serde_json::from_slice(&text).unwrap_or_else(|e| panic!("{}: {e}", path.display())))
     }
@@ -51,7 +58,11 @@ impl Capture {
     /// Status and body of the first answer to that request.
     fn answer(&self, method: &str, path: &str) -> (u16, Value) {
         let asked = |e: &&Value| e["request"]["method"] == method && e["request"]["path"] == path;
-        let found = self.exchanges().iter().find(asked).unwrap_or_else(|| panic!("{method} {path} was recorded"));
+        let found = self
+            .exchanges()
+            .iter()
+            .find(asked)
+            .unwrap_or_else(|| panic!("{method} {path} was recorded"));
         self.nth_of(found)
     }
 
@@ -61,8 +72,13 @@ impl Capture {
     }
 
     fn nth_of(&self, exchange: &Value) -> (u16, Value) {
-        let status = exchange["response"]["status"].as_u64().and_then(|s| u16::try_from(s).ok());
-        (status.expect("an answer has a status"), exchange["response"]["body"].clone())
+        let status = exchange["response"]["status"]
+            .as_u64()
+            .and_then(|s| u16::try_from(s).ok());
+        (
+            status.expect("an answer has a status"),
+            exchange["response"]["body"].clone(),
+        )
     }
 
     /// Body of the answer to a GET.

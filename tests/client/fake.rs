@@ -76,15 +76,21 @@ impl Fake {
                 tokio::spawn(connection.serve_connection(TokioIo::new(stream), service));
             }
         });
-        Fake { address, certificate, asked }
+        Fake {
+            address,
+            certificate,
+            asked,
+        }
     }
 
     /// A server that answers `metadata` to every GET of the paths given, and 404 to all else.
     pub async fn reading(answers: Vec<(&'static str, Value)>) -> Fake {
-        Fake::start(move |asked| match answers.iter().find(|(path, _)| *path == asked.path) {
-            Some((_, body)) => Reply::Tagged("\"tag\"".to_owned(), body.clone()),
-            None => Reply::Json(404, error(404, "not found")),
-        })
+        Fake::start(
+            move |asked| match answers.iter().find(|(path, _)| *path == asked.path) {
+                Some((_, body)) => Reply::Tagged("\"tag\"".to_owned(), body.clone()),
+                None => Reply::Json(404, error(404, "not found")),
+            },
+        )
         .await
     }
 
@@ -141,7 +147,9 @@ async fn listen() -> (TcpListener, TlsAcceptor, String) {
         .with_no_client_auth()
         .with_single_cert(vec![certificate.der().clone()], private)
         .expect("key and certificate go together");
-    let listener = TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.expect("a port is free");
+    let listener = TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0)))
+        .await
+        .expect("a port is free");
     (listener, TlsAcceptor::from(Arc::new(config)), certificate.pem())
 }
 
@@ -160,13 +168,30 @@ async fn accept(listener: &TcpListener, acceptor: &TlsAcceptor) -> Option<TlsStr
 }
 
 async fn read(request: Request<Incoming>) -> Asked {
-    let header = |name: &str| request.headers().get(name).and_then(|v| v.to_str().ok()).map(str::to_owned);
+    let header = |name: &str| {
+        request
+            .headers()
+            .get(name)
+            .and_then(|v| v.to_str().ok())
+            .map(str::to_owned)
+    };
     let both = ["x-incus-authenticated", "x-lxd-authenticated"].map(|name| header(name).as_deref() == Some("true"));
     let (method, path) = (request.method().to_string(), request.uri().to_string());
     let (if_match, authenticated) = (header("if-match"), both == [true, true]);
-    let body = request.into_body().collect().await.map(|b| b.to_bytes()).unwrap_or_default();
+    let body = request
+        .into_body()
+        .collect()
+        .await
+        .map(http_body_util::Collected::to_bytes)
+        .unwrap_or_default();
     let body = serde_json::from_slice(&body).unwrap_or(Value::Null);
-    Asked { method, path, body, if_match, authenticated }
+    Asked {
+        method,
+        path,
+        body,
+        if_match,
+        authenticated,
+    }
 }
 
 fn respond(reply: Reply) -> io::Result<Response<Body>> {

@@ -40,12 +40,22 @@ async fn a_server_with_another_certificate_is_sent_nothing() {
     let failure = server.inventory().await.unwrap_err();
     assert_eq!(failure.kind, FailureKind::CertificateMismatch);
     for certificate in [&fake.certificate, &other.certificate] {
-        assert!(failure.message.contains(&certificate_fingerprint(certificate).unwrap()), "{failure}");
+        assert!(
+            failure.message.contains(&certificate_fingerprint(certificate).unwrap()),
+            "{failure}"
+        );
     }
     let failure = server.events().await.err().expect("no stream either");
     assert_eq!(failure.kind, FailureKind::CertificateMismatch);
-    let failure = client_of(&[&fake.address], ServerTrust::SystemRoots).inventory().await.unwrap_err();
-    assert_eq!(failure.kind, FailureKind::CertificateMismatch, "no root of this machine vouches for it");
+    let failure = client_of(&[&fake.address], ServerTrust::SystemRoots)
+        .inventory()
+        .await
+        .unwrap_err();
+    assert_eq!(
+        failure.kind,
+        FailureKind::CertificateMismatch,
+        "no root of this machine vouches for it"
+    );
     assert!(fake.asked().is_empty());
 }
 
@@ -58,9 +68,15 @@ fn what_cannot_be_read_is_told_apart_before_anything_is_sent() {
         connect(&endpoint).map(|_| ()).unwrap_err()
     };
     let broken_certificate = with(&|e| e.identity.certificate = "-----BEGIN CERTIFICATE-----\n%%%".to_owned());
-    assert!(matches!(broken_certificate, ConnectError::ClientCertificate(_)), "{broken_certificate}");
+    assert!(
+        matches!(broken_certificate, ConnectError::ClientCertificate(_)),
+        "{broken_certificate}"
+    );
     let no_certificate = with(&|e| e.identity.certificate = String::new());
-    assert!(matches!(no_certificate, ConnectError::ClientCertificate(_)), "{no_certificate}");
+    assert!(
+        matches!(no_certificate, ConnectError::ClientCertificate(_)),
+        "{no_certificate}"
+    );
     let broken_key = with(&|e| e.identity.key = "no key".to_owned().into());
     assert!(matches!(broken_key, ConnectError::ClientKey(_)), "{broken_key}");
     let other_key = with(&|e| e.identity.key = identity().key);
@@ -93,7 +109,10 @@ async fn the_next_address_is_used_when_one_does_not_answer() {
 async fn a_write_whose_answer_is_lost_is_not_repeated_anywhere() {
     let cut = Fake::start(|_| Reply::Cut).await;
     let other = Fake::reading(vec![]).await;
-    let server = client_of(&[&cut.address, &other.address], ServerTrust::Pem(cut.certificate.clone()));
+    let server = client_of(
+        &[&cut.address, &other.address],
+        ServerTrust::Pem(cut.certificate.clone()),
+    );
     let at = InstanceRef::new("default", "web-1");
     let failure = server.set_power(&at, PowerAction::ForceStop).await.unwrap_err();
     assert_eq!(failure.kind, FailureKind::Unknown);
@@ -120,14 +139,18 @@ async fn joining(capture: &'static str) -> (Fake, SecretString) {
 
 #[tokio::test]
 async fn a_token_is_sent_in_the_field_that_the_product_reads() {
-    for (capture, field) in
-        [("04-trust-token-incus-6.0.4", "trust_token"), ("04-trust-token-lxd-5.0.2", "password")]
-    {
+    for (capture, field) in [
+        ("04-trust-token-incus-6.0.4", "trust_token"),
+        ("04-trust-token-lxd-5.0.2", "password"),
+    ] {
         let (fake, token) = joining(capture).await;
         let fingerprint = trust::join(&[], &token, "berth", &identity()).await.unwrap();
         assert_eq!(fingerprint, certificate_fingerprint(&fake.certificate).unwrap());
         let sent = fake.asked().pop().unwrap();
-        assert_eq!((sent.method.as_str(), sent.path.as_str()), ("POST", "/1.0/certificates"));
+        assert_eq!(
+            (sent.method.as_str(), sent.path.as_str()),
+            ("POST", "/1.0/certificates")
+        );
         assert_eq!(sent.body[field], token.expose_secret(), "{capture}");
         assert!(!sent.authenticated, "a stranger must not ask to be refused");
     }
@@ -137,8 +160,12 @@ async fn a_token_is_sent_in_the_field_that_the_product_reads() {
 async fn a_token_is_never_shown_to_another_server() {
     let (_, token) = joining("04-trust-token-incus-6.0.4").await;
     let stranger = Fake::reading(vec![]).await;
-    let failure = trust::join(&[stranger.address.clone()], &token, "berth", &identity()).await.unwrap_err();
-    let trust::TrustError::Server(failure) = failure else { panic!("{failure}") };
+    let failure = trust::join(std::slice::from_ref(&stranger.address), &token, "berth", &identity())
+        .await
+        .unwrap_err();
+    let trust::TrustError::Server(failure) = failure else {
+        panic!("{failure}")
+    };
     assert_eq!(failure.kind, FailureKind::CertificateMismatch);
     assert!(stranger.asked().is_empty());
 }
@@ -159,12 +186,22 @@ fn recorded_tokens_are_read() {
 async fn removed_trust_is_told_from_a_refusal() {
     let at = InstanceRef::new("shop", "web-1");
     let stranger = Fake::start(|_| Reply::Json(403, error(403, "not authorized"))).await;
-    assert_eq!(client(&stranger).facts().await.unwrap_err().kind, FailureKind::NotTrusted);
-    assert_eq!(client(&stranger).remove(&at).await.unwrap_err().kind, FailureKind::NotTrusted);
+    assert_eq!(
+        client(&stranger).facts().await.unwrap_err().kind,
+        FailureKind::NotTrusted
+    );
+    assert_eq!(
+        client(&stranger).remove(&at).await.unwrap_err().kind,
+        FailureKind::NotTrusted
+    );
     assert!(stranger.asked().iter().all(|a| a.authenticated));
     for capture in ["02-untrusted-no-cert-incus-6.0.4", "02-untrusted-no-cert-lxd-5.0.2"] {
         let untrusted = Fake::reading(vec![("/1.0", Capture::open(capture).get("/1.0"))]).await;
-        assert_eq!(client(&untrusted).facts().await.unwrap_err().kind, FailureKind::NotTrusted, "{capture}");
+        assert_eq!(
+            client(&untrusted).facts().await.unwrap_err().kind,
+            FailureKind::NotTrusted,
+            "{capture}"
+        );
     }
     let known = Fake::start(|asked| match asked.path.as_str() {
         "/1.0" => Reply::Json(200, sync(json!({"auth": "trusted"}))),
@@ -172,7 +209,10 @@ async fn removed_trust_is_told_from_a_refusal() {
     })
     .await;
     let refusal = client(&known).remove(&at).await.unwrap_err();
-    assert_eq!((refusal.kind, refusal.message.as_str()), (FailureKind::Refused, "Cluster member is evacuated"));
+    assert_eq!(
+        (refusal.kind, refusal.message.as_str()),
+        (FailureKind::Refused, "Cluster member is evacuated")
+    );
 }
 
 #[test]
@@ -180,5 +220,8 @@ fn a_new_certificate_is_of_the_kind_that_servers_take() {
     let Identity { certificate, key } = identity();
     assert!(certificate.starts_with("-----BEGIN CERTIFICATE-----"));
     assert!(key.expose_secret().starts_with("-----BEGIN PRIVATE KEY-----"));
-    assert_ne!(certificate_fingerprint(&certificate), certificate_fingerprint(&identity().certificate));
+    assert_ne!(
+        certificate_fingerprint(&certificate),
+        certificate_fingerprint(&identity().certificate)
+    );
 }

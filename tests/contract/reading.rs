@@ -137,7 +137,7 @@ pub async fn a_start_is_in_the_event_stream(world: &dyn World) {
         let next = tokio::time::timeout(LONG, events.next()).await.expect("an event comes");
         match next.expect("the stream goes on") {
             ServerEvent::Instance { at: who, action, .. } if who == at(&name) => {
-                started |= action == "instance-started"
+                started |= action == "instance-started";
             }
             ServerEvent::Operation(operation, OperationState::Succeeded) => {
                 ended |= operation.instances.contains(&at(&name));

@@ -125,6 +125,11 @@ fn open<T: DeserializeOwned>(raw: &Raw) -> std::result::Result<Answer<T>, String
             }) => {
                 return Ok(error_answer(raw, error, error_code));
             }
+            // a proxy on the way, or a daemon that is not up: what became of the request is what its status says
+            _ if matches!(raw.status, 502..=504) => {
+                let text = "no answer from the server behind this address".to_owned();
+                return Ok(error_answer(raw, Some(text), None));
+            }
             _ => {
                 return Err(format!(
                     "HTTP {} with a body that is not understood: {reason}",
