@@ -171,7 +171,7 @@ pub fn missing_snapshot<'a>(
     actual: &[Snapshot],
     now: jiff::Timestamp,
 ) -> Option<&'a Snapshot> {
-    let seconds = |s: &str| s.parse::<jiff::Timestamp>().map(|t| t.as_second()).ok();
+    let seconds = |s: &str| s.parse::<jiff::Timestamp>().map(jiff::Timestamp::as_second).ok();
     expected.iter().find(|e| {
         let expired = e
             .expires_at

@@ -119,18 +119,18 @@ fn every_refusal_has_its_reason_and_a_way_to_mend_it() {
     let rows: [(Reason, Change); 12] = [
         (Reason::ServerNotFound, |d, _| d.spec.target.server = "nowhere".into()),
         (Reason::InstanceNotFound, |d, _| {
-            d.spec.instance.name = Some("nobody".into())
+            d.spec.instance.name = Some("nobody".into());
         }),
         (Reason::TargetCordoned, |_, w| view(w).cordoned = true),
         (Reason::PoolNotFound, |d, _| d.spec.target.pool = Some("nvme".into())),
         (Reason::ProjectNotFound, |d, _| {
-            d.spec.target.project = Some("prod".into())
+            d.spec.target.project = Some("prod".into());
         }),
         (Reason::MemberNotFound, |d, _| {
-            d.spec.target.member = Some("node-3".into())
+            d.spec.target.member = Some("node-3".into());
         }),
         (Reason::ProfileNotFound, |d, _| {
-            d.spec.overrides.profiles = vec!["fast".into()]
+            d.spec.overrides.profiles = vec!["fast".into()];
         }),
         (Reason::NetworkNotFound, |d, _| {
             let nic = [("type", "nic"), ("network", "br9")].map(|(k, v)| (k.to_owned(), v.to_owned()));
@@ -144,7 +144,7 @@ fn every_refusal_has_its_reason_and_a_way_to_mend_it() {
         (Reason::MethodImpossible, |d, _| d.spec.methods = vec![Method::Live]),
         (Reason::InvalidSpec, |d, _| d.spec.target.name = Some("9-lives.".into())),
         (Reason::ClaimedByAnother, |_, w| {
-            w.claims = vec![claim("older", "a", "uuid-web", "2020-01-01T00:00:00Z")]
+            w.claims = vec![claim("older", "a", "uuid-web", "2020-01-01T00:00:00Z")];
         }),
     ];
     for (expected, change) in rows {

@@ -238,10 +238,10 @@ pub(super) fn retired(p: &mut Pass<'_>) -> Transition {
     if let Some(t) = remove_strays(p) {
         return t;
     }
-    if let Some(target) = p.target() {
-        if let Some(t) = unmark(p, target, End::Target) {
-            return t;
-        }
+    if let Some(target) = p.target()
+        && let Some(t) = unmark(p, target, End::Target)
+    {
+        return t;
     }
     p.advance(Step::Cleaned);
     p.finish(MoveOutcome::Succeeded)

@@ -120,7 +120,7 @@ impl<'a> Pass<'a> {
                 percent: p.percent,
                 bytes: Some(p.bytes),
                 bytes_per_second: Some(p.bytes_per_second),
-                ..self.record.status.progress.clone().unwrap_or_default()
+                ..self.record.status.progress.unwrap_or_default()
             });
         }
         if *effect == EffectKind::Transfer && (step == Step::Undoing || self.undo_wished().is_some()) {

@@ -24,15 +24,16 @@ pub(super) fn undoing(p: &mut Pass<'_>) -> Transition {
         return t;
     }
     let stop_may_hang = p.record.status.stopped_at.is_none();
-    if !stop_may_hang && !super::is_internal(&p.record) {
-        if let Some(t) = cancel_lost_operation(p) {
-            return t;
-        }
+    if !stop_may_hang
+        && !super::is_internal(&p.record)
+        && let Some(t) = cancel_lost_operation(p)
+    {
+        return t;
     }
-    if let Some(source) = p.source() {
-        if let Some(t) = restore_source(p, source) {
-            return t;
-        }
+    if let Some(source) = p.source()
+        && let Some(t) = restore_source(p, source)
+    {
+        return t;
     }
     if super::is_internal(&p.record) {
         return end(p);
@@ -58,7 +59,9 @@ fn restore_source(p: &mut Pass<'_>, source: &Copy) -> Option<Transition> {
     }
     if p.carries_mark(i) {
         // it runs: the marks come off; a stop that timed out may still happen, so it is watched until the server lets go
-        if p.failed(EffectKind::Unmark).is_some_and(|e| e.is_transient()) {
+        if p.failed(EffectKind::Unmark)
+            .is_some_and(super::super::server::ServerError::is_transient)
+        {
             let retry = p.retry_after_failure(EffectKind::Unmark)?;
             return Some(stop_pending(p, retry));
         }
@@ -135,10 +138,10 @@ fn restore_running(p: &mut Pass<'_>, source: &Copy) -> Option<Transition> {
         ));
     }
     let mut t = unmark(p, source, End::Source)?;
-    if p.kept_true(marks::EPHEMERAL) {
-        if let Some(Request::Patch { change, .. }) = t.effect.as_mut().map(|e| &mut e.request) {
-            change.ephemeral = Some(true);
-        }
+    if p.kept_true(marks::EPHEMERAL)
+        && let Some(Request::Patch { change, .. }) = t.effect.as_mut().map(|e| &mut e.request)
+    {
+        change.ephemeral = Some(true);
     }
     Some(t)
 }

@@ -56,7 +56,7 @@ pub(super) fn build(desired: &Desired, located: &Located, world: &World, facts: 
         },
         power_after: gate::power_after(desired, located),
         snapshots: desired.spec.snapshots,
-        stop: desired.spec.stop.clone(),
+        stop: desired.spec.stop,
         timeout: Some(desired.spec.timeout),
         overrides: desired.spec.overrides.clone(),
         keep_source: desired.spec.keep_source,

@@ -12,10 +12,10 @@ use crate::model::{Instance, InstanceRef};
 
 /// The instance, or why there is none to act on.
 pub fn identify(desired: &Desired, world: &World) -> Result<Located, Decision> {
-    if let Some(name) = present(&desired.spec.instance.server) {
-        if !world.servers.contains_key(name) {
-            return Err(blocked_not_found(desired, name));
-        }
+    if let Some(name) = present(&desired.spec.instance.server)
+        && !world.servers.contains_key(name)
+    {
+        return Err(blocked_not_found(desired, name));
     }
     let found = candidates(desired, world);
     match found.as_slice() {

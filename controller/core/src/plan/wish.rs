@@ -36,10 +36,10 @@ pub fn wish(record: &Record, desired: Option<&Desired>, now: Timestamp) -> Wish 
     if overdue(record, now) {
         return undo(Reason::MoveFailed, "it was not committed within spec.timeout");
     }
-    if before_stop(record) {
-        if let Err(closed) = crate::windows::check(&desired.spec.windows, record.spec.method, now) {
-            return undo(Reason::WaitingForWindow, closed.to_string());
-        }
+    if before_stop(record)
+        && let Err(closed) = crate::windows::check(&desired.spec.windows, record.spec.method, now)
+    {
+        return undo(Reason::WaitingForWindow, closed.to_string());
     }
     let stop = &desired.spec.stop;
     Wish::Continue(StopRules {
