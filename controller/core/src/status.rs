@@ -55,6 +55,10 @@ pub fn resting(
             let fix = b.fix.as_ref().map(|f| format!("; {f}")).unwrap_or_default();
             (b.reason, format!("{}{fix}", b.message))
         }),
+        Decision::Repair { at, .. } => (
+            Reason::StaleMarks,
+            format!("{at} carries the marks of a move that is over; they are taken off"),
+        ),
         Decision::Power { at, .. } => (Reason::Updating, format!("power state of {at} is being changed")),
         Decision::Move(spec) => (
             Reason::Moving,

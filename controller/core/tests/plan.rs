@@ -11,7 +11,7 @@ use common::{claim, cluster, desired, instance, now, server, world};
 
 fn reason(decision: &Decision) -> Option<Reason> {
     match decision {
-        Decision::InSync | Decision::Move(_) | Decision::Power { .. } => None,
+        Decision::InSync | Decision::Move(_) | Decision::Power { .. } | Decision::Repair { .. } => None,
         Decision::Wait { reason, .. } => Some(*reason),
         Decision::Blocked(blockers) => blockers.first().map(|b| b.reason),
     }
@@ -300,6 +300,26 @@ fn a_restricted_target_project_is_pushed_to_and_guarded_by_name() {
         (spec.transfer, spec.guard.target),
         (Transfer::Push, berth_api::GuardKind::Name)
     );
+}
+
+#[test]
+fn marks_of_a_move_that_is_over_are_taken_off_and_those_of_an_unknown_move_are_respected() {
+    let mut web = instance("web");
+    web.config.insert("user.berth.move".into(), "web-x7k2p".into());
+    let w = world([("rack-a", server("a", [web]))]);
+    let mut d = desired("web", "rack-a");
+    assert_eq!(reason(&plan(&d, &w, now()).decision), Some(Reason::ForeignOperation));
+    d.status.moves = vec![berth_api::placement::MoveSummary {
+        name: "web-x7k2p".into(),
+        method: Method::Cold,
+        from: "rack-b".into(),
+        to: "rack-a".into(),
+        outcome: "Succeeded".into(),
+        finished_at: None,
+        downtime: None,
+        generation: Some(1),
+    }];
+    assert!(matches!(plan(&d, &w, now()).decision, Decision::Repair { .. }));
 }
 
 #[test]

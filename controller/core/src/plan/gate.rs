@@ -5,7 +5,7 @@ use berth_api::{InstanceMoveSpec, Outcome, Reason};
 use jiff::Timestamp;
 
 use super::identify::holder;
-use super::world::{Desired, Located, ServerView, World};
+use super::world::{Desired, Located, World};
 use super::{Blocker, Decision, Verdict, wait};
 use crate::marks;
 use crate::model::MemberStatus;
@@ -41,8 +41,8 @@ pub(super) fn claimed(desired: &Desired, located: &Located, world: &World) -> Ga
 }
 
 /// Somebody or something else is moving the instance, or it belongs to an evacuated member.
-pub(super) fn foreign(located: &Located, here: &ServerView) -> Gate {
-    let i = &located.instance;
+pub(super) fn foreign(located: &Located, world: &World) -> Gate {
+    let (i, here) = (&located.instance, &world.servers[&located.server]);
     if !i.known {
         let message = format!(
             "member {} of {} does not answer",
@@ -76,6 +76,45 @@ pub(super) fn foreign(located: &Located, here: &ServerView) -> Gate {
         }
         MemberStatus::Online | MemberStatus::Offline | MemberStatus::Other(_) => Ok(()),
     }
+}
+
+/// The marks of a move that this placement knows nothing of are respected: somebody else may be moving the instance.
+pub(super) fn marked_by_another(desired: &Desired, located: &Located, world: &World) -> Gate {
+    let i = &located.instance;
+    let Some(id) = marks::move_id(i) else { return Ok(()) };
+    let own = world.records.iter().any(|r| r.name == id) || desired.status.moves.iter().any(|m| m.name == id);
+    if own {
+        return Ok(());
+    }
+    if world.open_moves.iter().any(|o| o == id) {
+        return Err(wait(Reason::Pending, format!("{} is part of move {id}", i.at), None));
+    }
+    let cli = here_cli(located, world);
+    let keys = [marks::MOVE, marks::ROLE, marks::GENERATION];
+    let unset: Vec<String> = keys
+        .iter()
+        .map(|k| format!("{cli} config unset --project {} {} {k}", i.at.project, i.at.name))
+        .collect();
+    let message = format!(
+        "{} carries the mark of move {id}, which this controller does not know; if nobody moves it, on {}: {}",
+        i.at,
+        located.server,
+        unset.join("; ")
+    );
+    Err(wait(Reason::ForeignOperation, message, None))
+}
+
+fn here_cli(located: &Located, world: &World) -> &'static str {
+    let facts = world.servers.get(&located.server).and_then(|v| v.facts.as_deref());
+    facts.map_or("incus", |f| f.product.cli())
+}
+
+/// Whether the instance carries marks or a guard of a move that is over: a snapshot taken meanwhile was restored.
+pub(super) fn stale(located: &Located, world: &World) -> bool {
+    let i = &located.instance;
+    let id = marks::move_id(i);
+    let open = id.is_some_and(|id| world.records.iter().any(|r| r.name == id && !r.finished()));
+    !open && (id.is_some() || marks::guarded(i, berth_api::GuardKind::Device))
 }
 
 /// What the placement itself does not want now.

@@ -10,7 +10,7 @@ mod wish;
 mod world;
 
 use berth_api::placement::{Drift, Plan};
-use berth_api::{InstanceMoveSpec, Reason};
+use berth_api::{GuardKind, InstanceMoveSpec, Reason};
 use jiff::Timestamp;
 
 pub use build::{digest, from_location as location};
@@ -18,7 +18,8 @@ pub use identify::holder;
 pub use wish::wish;
 pub use world::{Claim, Desired, Located, Reach, ServerView, World};
 
-use crate::model::InstanceRef;
+use crate::marks;
+use crate::model::{Definition, Instance, InstanceRef};
 use crate::server::PowerAction;
 
 /// What was found out about a placement, and what follows.
@@ -61,6 +62,13 @@ pub enum Decision {
         /// Whether it may be stopped by force if the guest does not.
         force: bool,
     },
+    /// Marks or a guard of a move that is over are to be taken off ([`repaired`]).
+    Repair {
+        /// Name of the InstanceServer.
+        server: String,
+        /// The instance.
+        at: InstanceRef,
+    },
     /// The instance is to be moved; whoever makes the record fills in `attempt`.
     Move(Box<InstanceMoveSpec>),
 }
@@ -90,6 +98,13 @@ impl Blocker {
 /// The instance that a placement is about, if there is exactly one.
 pub fn locate(desired: &Desired, world: &World) -> Option<Located> {
     identify::identify(desired, world).ok()
+}
+
+/// The definition of an instance without the marks and the guard of a move that is over.
+pub fn repaired(instance: &Instance) -> Definition {
+    let mut definition = Definition::from(instance);
+    marks::strip(&mut definition, GuardKind::Device);
+    definition
 }
 
 fn wait(reason: Reason, message: impl Into<String>, until: Option<Timestamp>) -> Decision {
@@ -136,8 +151,16 @@ fn decide(desired: &Desired, world: &World, now: Timestamp, verdict: &mut Verdic
     if !here.is_listed() {
         return Err(identify::unreachable(&located.server, here));
     }
-    gate::foreign(&located, here)?;
+    gate::foreign(&located, world)?;
+    gate::marked_by_another(desired, &located, world)?;
     verdict.drift = drift::drift(desired, &located, world);
+    if gate::stale(&located, world) {
+        gate::policy(desired, verdict)?;
+        return Ok(Decision::Repair {
+            server: located.server.clone(),
+            at: located.at().clone(),
+        });
+    }
     if verdict.drift.is_empty() {
         return Ok(Decision::InSync);
     }
