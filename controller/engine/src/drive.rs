@@ -6,12 +6,13 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use berth_api::Step;
+use berth_api::moves::MoveEnd;
 use berth_core::marks;
 use berth_core::model::{Fresh, InstanceRef, Inventory, Snapshot};
 use berth_core::moves::{self, Copy, Effect, End, EndView, Look, Read, Request, Task, View, Wish};
 use berth_core::records::{Record, RecordError, Records};
 use berth_core::server::{FailureKind, Operation, Server, ServerError};
-use futures::future::{join, try_join, try_join_all};
+use futures::future::{join, join_all, try_join, try_join_all};
 use jiff::Timestamp;
 use rand::Rng;
 use tokio::sync::Notify;
@@ -83,7 +84,7 @@ impl Driver {
         if record.finished() {
             return self.release(&key, record).await;
         }
-        if !(self.env.may_act)() {
+        if !self.env.may_act() {
             return Ok(driven(record, RETRY));
         }
         let mut record = self.hold(&key, record).await?;
@@ -113,11 +114,10 @@ impl Driver {
             };
             if busy {
                 tokio::select! {
-                    done = timeout(ATTEND, self.tasks.ended(&key)) => match done {
-                        Ok(()) => continue,
-                        // it may have ended this instant, when nobody else was told any more
-                        Err(_) if self.tasks.task(&key) == Task::Idle => continue,
-                        Err(_) => return Ok(driven(record, after.max(RETRY))),
+                    // what ends just after the wait is told to others
+                    ended = self.attend(&key) => match ended {
+                        true => continue,
+                        false => return Ok(driven(record, after.max(RETRY))),
                     },
                     () = orders.interrupt.notified() => return Ok(driven(record, Duration::ZERO)),
                 }
@@ -151,12 +151,12 @@ impl Driver {
                 .cloned()
                 .collect(),
             random: random(),
-            lease_is_safe: (self.env.lease_is_safe)(),
+            lease_is_safe: self.env.lease_is_safe(),
         };
         let transition = moves::step(record, &view, now);
         let changed = transition.record != *record;
         if changed {
-            if !(self.env.may_act)() {
+            if !self.env.may_act() {
                 return Ok(Look::After(RETRY));
             }
             *record = self.records.swap(&transition.record).await?;
@@ -176,18 +176,14 @@ impl Driver {
             effect.request,
             Request::Stop { .. } | Request::ForceStop | Request::Rename { .. }
         );
-        if !(self.env.may_act)() || (unconditional && !(self.env.lease_is_safe)()) {
+        if !self.env.may_act() || (unconditional && !self.env.lease_is_safe()) {
             return false;
         }
         if matches!(effect.request, Request::Cancel) {
             self.tasks.cancel(key);
             return true;
         }
-        let end = |end| match end {
-            End::Source => &record.spec.from,
-            End::Target => &record.spec.to,
-        };
-        let reach = |e| self.registry.end(&record.namespace, end(e)).ok();
+        let reach = |end| self.registry.end(&record.namespace, place_of(record, end)).ok();
         let Some(reached) = reach(effect.end) else { return false };
         let pair = match &effect.request {
             Request::Transfer(_) => match (reach(End::Source), reach(End::Target)) {
@@ -213,7 +209,10 @@ impl Driver {
         self.records.load(&key.namespace, &key.name).await
     }
 
+    /// Ends a move: what is known of both servers is brought up to date first, so that nobody plans from the time
+    /// before the last effect.
     async fn release(&self, key: &Key, record: Record) -> Result<Driven, RecordError> {
+        join(self.refresh(&record, End::Source), self.refresh(&record, End::Target)).await;
         self.records.release(&record).await?;
         self.forget(key);
         Ok(Driven {
@@ -222,11 +221,45 @@ impl Driver {
         })
     }
 
+    pub(crate) fn tasks(&self) -> &Tasks {
+        &self.tasks
+    }
+
+    /// Waits a moment for a task; whether it ended.
+    pub(crate) async fn attend(&self, key: &Key) -> bool {
+        timeout(ATTEND, self.tasks.ended(key)).await.is_ok() || self.tasks.task(key) == Task::Idle
+    }
+
+    /// Forgets which records this process holds.
+    pub(crate) fn forget_all(&self) {
+        lock(&self.held).clear();
+        lock(&self.silent).clear();
+    }
+
     /// Forgets what was kept in memory for a record.
     pub fn forget(&self, key: &Key) {
         lock(&self.held).remove(key);
         lock(&self.silent).retain(|(k, _), _| k != key);
         self.tasks.seen(key);
+    }
+
+    async fn refresh(&self, record: &Record, end: End) {
+        let Ok(reached) = self.registry.end(&record.namespace, place_of(record, end)) else {
+            return;
+        };
+        let server = reached.follower.server();
+        let reads = moves::reads(record).into_iter().filter_map(|read| match read {
+            Read::Instance { end: e, at, .. } if e == end => Some(at),
+            Read::Instance { .. } | Read::Operations(_) => None,
+        });
+        let (server, follower) = (&server, &reached.follower);
+        let reads = reads.map(|at| async move {
+            match server.instance(&at).await {
+                Ok(fresh) => follower.learn(&at, fresh),
+                Err(error) => tracing::debug!(error = %error, "not read at the end of a move"),
+            }
+        });
+        join_all(reads).await;
     }
 
     async fn look(&self, key: &Key, record: &Record, idle: bool) -> (EndView, EndView) {
@@ -251,11 +284,7 @@ impl Driver {
     }
 
     async fn look_at(&self, key: &Key, record: &Record, end: End, reads: &[Read]) -> EndView {
-        let place = match end {
-            End::Source => &record.spec.from,
-            End::Target => &record.spec.to,
-        };
-        let reached = match self.registry.end(&record.namespace, place) {
+        let reached = match self.registry.end(&record.namespace, place_of(record, end)) {
             Ok(reached) => reached,
             Err(Silent { since, message }) => return self.unreachable(key, end, since, message),
         };
@@ -268,6 +297,7 @@ impl Driver {
         match try_join(read, confirmed(server.as_ref(), record, suspected)).await {
             Ok(((copies, operations), strays)) => {
                 lock(&self.silent).remove(&(key.clone(), end));
+                learn(&reached, end, reads, &copies);
                 EndView::Reachable {
                     facts: reached.facts,
                     copies,
@@ -303,10 +333,33 @@ impl Driver {
     }
 }
 
+fn place_of(record: &Record, end: End) -> &MoveEnd {
+    match end {
+        End::Source => &record.spec.from,
+        End::Target => &record.spec.to,
+    }
+}
+
 fn driven(record: Record, after: Duration) -> Driven {
     Driven {
         record,
         look_again: Some(after),
+    }
+}
+
+/// What was read for a move is known to everybody else, too.
+fn learn(reached: &Reached, end: End, reads: &[Read], copies: &[Copy]) {
+    for read in reads {
+        match read {
+            Read::Instance { end: e, at, .. } if *e == end => {
+                let fresh = copies
+                    .iter()
+                    .find(|c| c.fresh.instance.at == *at)
+                    .map(|c| c.fresh.clone());
+                reached.follower.learn(at, fresh);
+            }
+            Read::Instance { .. } | Read::Operations(_) => {}
+        }
     }
 }
 

@@ -12,6 +12,7 @@ use berth_core::plan::Reach;
 use berth_core::server::{FailureKind, Operation, OperationState, Server, ServerError, ServerEvent};
 use futures::future::{BoxFuture, FutureExt};
 use futures::stream::{BoxStream, FuturesUnordered, StreamExt};
+use jiff::Timestamp;
 use tokio::sync::{Notify, broadcast, watch};
 use tokio::time::{Instant, sleep, sleep_until};
 
@@ -62,6 +63,15 @@ pub struct Seen {
     pub instances: Option<Inventory>,
 }
 
+/// A stop that somebody asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Stop {
+    /// Fingerprint of the certificate.
+    pub requestor: String,
+    /// When it was told.
+    pub at: Timestamp,
+}
+
 /// An operation's progress or end, as the event stream told it.
 pub type OperationEvent = (Operation, OperationState);
 
@@ -81,7 +91,7 @@ pub(crate) struct Inner {
     seen: Mutex<Seen>,
     /// The follower of the same server that this one leaves the work to.
     follows: Mutex<Weak<Inner>>,
-    stops: Mutex<HashMap<InstanceRef, String>>,
+    stops: Mutex<HashMap<InstanceRef, Stop>>,
     /// Ends a session or a pause: everything is looked at again.
     restart: Notify,
     operations: broadcast::Sender<OperationEvent>,
@@ -161,9 +171,13 @@ impl Follower {
         self.inner.working().operations.subscribe()
     }
 
-    /// Fingerprint of the certificate that asked for the last stop of an instance that is still stopped, if the server
-    /// told.
-    pub fn stopped_by(&self, at: &InstanceRef) -> Option<String> {
+    /// Takes over what somebody else has just read of the server.
+    pub(crate) fn learn(&self, at: &InstanceRef, fresh: Option<Fresh>) {
+        self.inner.working().read(at, fresh);
+    }
+
+    /// Who asked for the last stop of an instance that is still stopped, if the server told.
+    pub(crate) fn stopped_by(&self, at: &InstanceRef) -> Option<Stop> {
         lock(&self.inner.working().stops).get(at).cloned()
     }
 }
@@ -308,7 +322,12 @@ impl Inner {
         let mut stops = lock(&self.stops);
         match (action, requestor) {
             ("instance-stopped" | "instance-shutdown", Some(who)) => {
-                stops.insert(at.clone(), who);
+                let at_time = (self.clock)();
+                let stop = Stop {
+                    requestor: who,
+                    at: at_time,
+                };
+                stops.insert(at.clone(), stop);
             }
             ("instance-stopped" | "instance-shutdown" | "instance-started" | "instance-deleted", _) => {
                 stops.remove(at);

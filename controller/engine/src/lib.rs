@@ -3,18 +3,31 @@
 //!
 //! | module | what it does |
 //! |---|---|
+//! | [`Engine`] | one placement after the other: open move or plan, record, drive, status |
+//! | `book`, `placements` | what is remembered of records and placements: slots, claims, whom a change concerns |
 //! | [`inventory`] | follows one server: events first, then facts and one list, then only what changed |
 //! | [`registry`] | the servers by namespace and name; those of one fingerprint share inventory and limits |
 //! | `tasks` | carries out effects in the background and keeps each outcome until a step has seen it |
 //! | [`drive`] | passes over one open move: read, step, write the record, effect |
 #![deny(missing_docs)]
 
+mod book;
 pub mod drive;
+mod engine;
+mod happenings;
+mod in_place;
 pub mod inventory;
+mod placements;
+mod power;
 mod primaries;
 pub mod registry;
+mod sweep;
 mod tasks;
 mod transfer;
+
+pub use engine::{Engine, Pass, Report};
+pub use happenings::Happening;
+pub use sweep::Leftover;
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -42,6 +55,14 @@ impl Env {
     /// The time now.
     pub fn now(&self) -> Timestamp {
         (self.clock)()
+    }
+
+    fn may_act(&self) -> bool {
+        (self.may_act)()
+    }
+
+    fn lease_is_safe(&self) -> bool {
+        (self.lease_is_safe)()
     }
 }
 
@@ -93,6 +114,11 @@ pub enum Change {
     Move {
         /// The record.
         record: Key,
+    },
+    /// Something that a placement waits for: a slot, or another placement's claim.
+    Placement {
+        /// The placement.
+        key: Key,
     },
 }
 

@@ -1,7 +1,7 @@
 //! The servers by namespace and name of their InstanceServer. Those of one fingerprint are one server: they share
 //! inventory and limits, and one that is cordoned cordons all.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -13,6 +13,7 @@ use berth_core::plan::{Reach, ServerView};
 use berth_core::server::Server;
 use jiff::Timestamp;
 
+use crate::book::Route;
 use crate::inventory::{Follower, Seen, Start};
 use crate::primaries::Primaries;
 use crate::transfer::Side;
@@ -270,18 +271,51 @@ impl Registry {
         })
     }
 
-    /// The server of that name for a request outside a move.
-    pub(crate) fn server(&self, key: &Key) -> Option<Arc<dyn Server>> {
-        let entries = lock(&self.entries);
-        entries.get(key)?.follower.as_ref().map(|f| f.server())
+    /// The fingerprint of the server behind an InstanceServer, if it ever answered.
+    pub fn fingerprint(&self, key: &Key) -> Option<String> {
+        lock(&self.entries).get(key)?.fingerprint()
     }
 
-    /// Whether the last stop of an instance that is still stopped was asked for with our own certificate.
-    pub fn stopped_by_us(&self, key: &Key, at: &InstanceRef) -> bool {
+    /// Whether the limits of both servers leave room for one more move.
+    pub(crate) fn has_slots(&self, route: &Route, usage: &Usage) -> bool {
+        let joint = joint(&lock(&self.entries));
+        let used = |f: &String| usage.get(f).copied().unwrap_or_default();
+        let (Some(from), Some(to)) = (joint.get(&route.from), joint.get(&route.to)) else {
+            return false;
+        };
+        i64::from(from.limits.outgoing) > used(&route.from).outgoing
+            && i64::from(to.limits.incoming) > used(&route.to).incoming
+    }
+
+    /// The server of that name for a request outside a move.
+    pub(crate) fn follower(&self, key: &Key) -> Option<Arc<Follower>> {
+        lock(&self.entries).get(key)?.follower.clone()
+    }
+
+    /// All servers, each once, with the namespaces of the InstanceServers behind which they are.
+    pub(crate) fn all(&self) -> Vec<(String, Arc<Follower>, BTreeSet<String>)> {
         let entries = lock(&self.entries);
-        let Some(entry) = entries.get(key) else { return false };
-        let who = entry.follower.as_ref().and_then(|f| f.stopped_by(at));
-        who.is_some() && who == entry.identity
+        let mut all: BTreeMap<String, (Arc<Follower>, BTreeSet<String>)> = BTreeMap::new();
+        for (key, entry) in entries.iter() {
+            let (Some(fingerprint), Some(follower)) = (entry.fingerprint(), &entry.follower) else {
+                continue;
+            };
+            let known = all
+                .entry(fingerprint)
+                .or_insert_with(|| (follower.clone(), BTreeSet::new()));
+            known.1.insert(key.namespace.clone());
+        }
+        all.into_iter()
+            .map(|(f, (follower, namespaces))| (f, follower, namespaces))
+            .collect()
+    }
+
+    /// When an instance that is still stopped was stopped with our own certificate, if it was.
+    pub fn stopped_by_us(&self, key: &Key, at: &InstanceRef) -> Option<Timestamp> {
+        let entries = lock(&self.entries);
+        let entry = entries.get(key)?;
+        let stop = entry.follower.as_ref()?.stopped_by(at)?;
+        (Some(&stop.requestor) == entry.identity.as_ref()).then_some(stop.at)
     }
 }
 

@@ -1,0 +1,175 @@
+//! What this process remembers of the records: all open ones, and of each placement the last that ended. Also counts the
+//! moves per server. Only memory: what is stored counts, and every write goes by its version.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Mutex;
+
+use berth_core::moves::is_internal;
+use berth_core::records::Record;
+use berth_core::status;
+use jiff::Timestamp;
+
+use crate::registry::Usage;
+use crate::{Key, lock};
+
+/// The records in memory.
+#[derive(Default)]
+pub(crate) struct Book {
+    inner: Mutex<Inner>,
+}
+
+#[derive(Default)]
+struct Inner {
+    /// Namespaces whose records were listed.
+    loaded: BTreeSet<String>,
+    open: BTreeMap<Key, Record>,
+    /// The last attempt that ended, by uid of the placement.
+    last: HashMap<String, Record>,
+    /// Moves that are about to be created, by uid of the placement.
+    reserved: HashMap<String, Route>,
+}
+
+/// Between which servers a move goes, by fingerprint.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Route {
+    pub from: String,
+    pub to: String,
+}
+
+impl Route {
+    /// Takes a slot on both servers.
+    pub fn take(&self, usage: &mut Usage) {
+        usage.entry(self.from.clone()).or_default().outgoing += 1;
+        usage.entry(self.to.clone()).or_default().incoming += 1;
+    }
+}
+
+impl Book {
+    pub fn is_loaded(&self, namespace: &str) -> bool {
+        lock(&self.inner).loaded.contains(namespace)
+    }
+
+    /// Forgets everything: another process may have written meanwhile.
+    pub fn clear(&self) {
+        *lock(&self.inner) = Inner::default();
+    }
+
+    /// Takes over all records of a namespace.
+    pub fn load(&self, namespace: &str, records: Vec<Record>) {
+        let mut inner = lock(&self.inner);
+        inner.open.retain(|key, _| key.namespace != namespace);
+        inner.loaded.insert(namespace.to_owned());
+        for record in records {
+            inner.put(record);
+        }
+    }
+
+    /// Takes over one record.
+    pub fn put(&self, record: Record) {
+        lock(&self.inner).put(record);
+    }
+
+    /// The record is gone.
+    pub fn remove(&self, key: &Key) {
+        let mut inner = lock(&self.inner);
+        inner.open.remove(key);
+        inner
+            .last
+            .retain(|_, r| r.namespace != key.namespace || r.name != key.name);
+    }
+
+    pub fn get(&self, key: &Key) -> Option<Record> {
+        lock(&self.inner).open.get(key).cloned()
+    }
+
+    /// The open records of a placement, oldest attempt first.
+    pub fn open_of(&self, uid: &str) -> Vec<Record> {
+        let inner = lock(&self.inner);
+        let mut open: Vec<_> = inner
+            .open
+            .values()
+            .filter(|r| r.spec.placement_uid == uid)
+            .cloned()
+            .collect();
+        open.sort_by_key(|r| r.spec.attempt);
+        open
+    }
+
+    /// All open records of a namespace.
+    pub fn open_in(&self, namespace: &str) -> Vec<Record> {
+        let inner = lock(&self.inner);
+        inner
+            .open
+            .values()
+            .filter(|r| r.namespace == namespace)
+            .cloned()
+            .collect()
+    }
+
+    /// The last attempt of a placement that ended.
+    pub fn last_of(&self, uid: &str) -> Option<Record> {
+        lock(&self.inner).last.get(uid).cloned()
+    }
+
+    /// Names of all records that are not finished.
+    pub fn open_names(&self) -> Vec<String> {
+        lock(&self.inner).open.keys().map(|k| k.name.clone()).collect()
+    }
+
+    /// Between which servers the placement's instance is on its way.
+    pub fn route_of(&self, uid: &str) -> Option<Route> {
+        let inner = lock(&self.inner);
+        inner.open.values().find(|r| r.spec.placement_uid == uid).map(route)
+    }
+
+    /// The moves under way. One that waits only for a server that does not answer takes no slot, nor does one inside a
+    /// server.
+    pub fn usage(&self, now: Timestamp) -> Usage {
+        let inner = lock(&self.inner);
+        let mut usage = Usage::new();
+        let open = inner
+            .open
+            .values()
+            .filter(|r| !is_internal(r) && !status::is_leftover(r, now));
+        open.for_each(|r| route(r).take(&mut usage));
+        inner.reserved.values().for_each(|r| r.take(&mut usage));
+        usage
+    }
+
+    /// Keeps slots for a move that is about to be created.
+    pub fn reserve(&self, uid: &str, route: Route) {
+        lock(&self.inner).reserved.insert(uid.to_owned(), route);
+    }
+
+    /// The move was created, or was not.
+    pub fn unreserve(&self, uid: &str) {
+        lock(&self.inner).reserved.remove(uid);
+    }
+}
+
+pub(crate) fn route(record: &Record) -> Route {
+    Route {
+        from: record.spec.from.fingerprint.clone(),
+        to: record.spec.to.fingerprint.clone(),
+    }
+}
+
+impl Inner {
+    fn put(&mut self, mut record: Record) {
+        let key = Key::new(&record.namespace, &record.name);
+        if !record.finished() {
+            self.open.insert(key, record);
+            return;
+        }
+        self.open.remove(&key);
+        let last = self.last.get(&record.spec.placement_uid);
+        if last.is_some_and(|l| l.spec.attempt > record.spec.attempt) {
+            return;
+        }
+        // only its end matters from here on
+        record.status.steps = Vec::new();
+        record.status.put_back = Vec::new();
+        record.status.conditions = Vec::new();
+        self.last.insert(record.spec.placement_uid.clone(), record);
+    }
+}

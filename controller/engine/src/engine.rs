@@ -1,0 +1,488 @@
+//! Brings placements where they should be: finds the open move or makes a plan, creates the record, drives it, and says
+//! what to report. Everything that is decided about an instance comes from berth-core; here are memory, order and limits.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use berth_api::{InstanceMoveSpec, InstanceMoveStatus, InstancePlacementStatus, Reason};
+use berth_core::moves::Wish;
+use berth_core::plan::{self, Decision, Desired, ServerView, Verdict, World};
+use berth_core::records::{Record, RecordError, Records};
+use berth_core::status;
+use jiff::Timestamp;
+use tokio::sync::broadcast;
+
+use crate::book::{Book, Route};
+use crate::drive::{Driven, Driver, Orders};
+use crate::happenings::{self, Happening};
+use crate::placements::Placements;
+use crate::power::{self, PowerChanges};
+use crate::registry::Registry;
+use crate::{Change, Changes, Env, Key, lock};
+
+/// When to look again at a move that waits only for a server that does not answer.
+const LEFTOVER: Duration = Duration::from_secs(30);
+
+/// The engine. One per process; its background work ends with it.
+pub struct Engine {
+    env: Env,
+    records: Arc<dyn Records>,
+    registry: Arc<Registry>,
+    changes: Changes,
+    driver: Driver,
+    book: Book,
+    placements: Placements,
+    power: PowerChanges,
+    /// Held while slots are looked at and taken.
+    starting: Mutex<()>,
+}
+
+/// What came of looking at a placement.
+#[derive(Clone, Debug)]
+pub struct Pass {
+    /// Its status as it should be written, if it differs from what was last said.
+    pub status: InstancePlacementStatus,
+    /// What to tell people.
+    pub events: Vec<Happening>,
+    /// When to look again at the latest; `None`: when something changes.
+    pub look_again: Option<Duration>,
+}
+
+/// Told of what changes while a pass goes on.
+pub trait Report: Send + Sync {
+    /// A status in the middle of a pass. It need not be written before the pass goes on.
+    fn status(&self, status: &InstancePlacementStatus);
+}
+
+impl Engine {
+    /// An engine without servers.
+    pub fn new(env: Env, records: Arc<dyn Records>) -> Self {
+        let changes: Changes = broadcast::channel(4096).0;
+        let registry = Arc::new(Registry::new(env.clone(), changes.clone()));
+        let driver = Driver::new(env.clone(), registry.clone(), records.clone(), changes.clone());
+        Self {
+            env,
+            records,
+            registry,
+            changes,
+            driver,
+            book: Book::default(),
+            placements: Placements::default(),
+            power: PowerChanges::default(),
+            starting: Mutex::default(),
+        }
+    }
+
+    pub(crate) fn env(&self) -> &Env {
+        &self.env
+    }
+
+    pub(crate) fn book(&self) -> &Book {
+        &self.book
+    }
+
+    pub(crate) fn driver(&self) -> &Driver {
+        &self.driver
+    }
+
+    pub(crate) fn power(&self) -> &PowerChanges {
+        &self.power
+    }
+
+    pub(crate) fn records(&self) -> &dyn Records {
+        self.records.as_ref()
+    }
+
+    /// The servers: add, change and remove them there.
+    pub fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
+    /// Hints from now on; [`Engine::concerned`] says whom each concerns. Who lags behind looks at everything again.
+    pub fn changes(&self) -> broadcast::Receiver<Change> {
+        self.changes.subscribe()
+    }
+
+    /// Everything known of one server, for its status.
+    pub fn server(&self, key: &Key) -> Option<ServerView> {
+        self.registry.view(key, &self.book.usage(self.env.now()))
+    }
+
+    /// The placements that have to be looked at after a change.
+    pub fn concerned(&self, change: &Change) -> Vec<Key> {
+        match change {
+            Change::Placement { key } => vec![key.clone()],
+            Change::Server { key, fingerprint } => {
+                let mut servers = fingerprint
+                    .as_ref()
+                    .map(|f| self.registry.keys_of(f))
+                    .unwrap_or_default();
+                if !servers.contains(key) {
+                    servers.push(key.clone());
+                }
+                servers.iter().flat_map(|s| self.placements.of_server(s)).collect()
+            }
+            Change::Instance { at, uuid, .. } => self.placements.of_instance(at, uuid.as_deref()),
+            Change::Move { record } => {
+                let placement = |r: Record| Key::new(r.namespace, r.spec.placement);
+                let of_power = power::placement_of(record);
+                of_power
+                    .or_else(|| self.book.get(record).map(placement))
+                    .into_iter()
+                    .collect()
+            }
+        }
+    }
+
+    /// A placement exists, is new or has changed: its claim counts from now on, and its move is interrupted if something
+    /// else is asked for. Look at it afterwards. All placements have to be told of before the first is looked at.
+    pub fn placement_seen(&self, desired: &Desired) {
+        if self.placements.seen(desired) {
+            let rivals = self.placements.rivals(&Key::new(&desired.namespace, &desired.name));
+            self.say_placements(rivals);
+        }
+    }
+
+    /// A placement is gone.
+    pub fn placement_gone(&self, key: &Key) {
+        self.power.forget(key);
+        let others = self.placements.forget(key);
+        self.say_placements(others);
+        self.say_placements(self.placements.waiting());
+    }
+
+    /// A record was changed, perhaps by somebody else: a cancellation interrupts the move. Look at the placement then.
+    pub fn record_seen(&self, record: &Record) {
+        let key = Key::new(&record.namespace, &record.name);
+        let Some(known) = self.book.get(&key) else { return };
+        if known.spec.cancel != record.spec.cancel || known.deleting != record.deleting {
+            self.book.put(record.clone());
+            let placement = Key::new(&record.namespace, &record.spec.placement);
+            self.placements.interrupt(&placement).notify_one();
+            self.say_placements([placement]);
+        }
+    }
+
+    /// A record is gone.
+    pub fn record_gone(&self, key: &Key) {
+        self.book.remove(key);
+        self.driver.forget(key);
+    }
+
+    /// Forgets what is known of the records: somebody else may have acted since (before acting anew after a lease).
+    pub fn forget_records(&self) {
+        self.book.clear();
+        self.driver.forget_all();
+    }
+
+    fn say_placements(&self, keys: impl IntoIterator<Item = Key>) {
+        for key in keys {
+            // nobody listening is no failure
+            let _ = self.changes.send(Change::Placement { key });
+        }
+    }
+
+    async fn load_book(&self, namespace: &str) -> Result<(), RecordError> {
+        if !self.book.is_loaded(namespace) {
+            self.book.load(namespace, self.records.list(namespace).await?);
+        }
+        Ok(())
+    }
+
+    /// Looks at a placement and does what is to be done.
+    pub async fn reconcile(&self, mut desired: Desired, report: &dyn Report) -> Result<Pass, RecordError> {
+        let key = Key::new(&desired.namespace, &desired.name);
+        let before = desired.status.clone();
+        self.placement_seen(&desired);
+        self.load_book(&desired.namespace).await?;
+        desired.handle_request();
+        let mut events = Vec::new();
+        let mut look_again: Option<Duration> = None;
+        loop {
+            let mut leftover = None;
+            let mut in_hand = None;
+            for record in self.book.open_of(&desired.uid) {
+                let driven = self.drive_for(&key, &desired, record, report, &mut events).await?;
+                look_again = sooner(look_again, driven.look_again);
+                if driven.record.finished() {
+                    status::remember(&mut desired.status, &driven.record, desired.generation);
+                } else if status::is_leftover(&driven.record, self.env.now()) {
+                    look_again = sooner(look_again, Some(LEFTOVER));
+                    leftover = Some(driven.record);
+                } else if driven.look_again.is_some() {
+                    in_hand = Some(driven.record);
+                }
+            }
+            if let Some(last) = self.book.last_of(&desired.uid) {
+                status::remember(&mut desired.status, &last, desired.generation);
+            }
+            if let Some(record) = in_hand {
+                let status = status::moving(&desired, &record, None, self.env.now());
+                events.extend(happenings::of_status(&before, &status));
+                return Ok(Pass {
+                    status,
+                    events,
+                    look_again,
+                });
+            }
+            let verdict = self.plan(&key, &desired);
+            if let Decision::Move(spec) = &verdict.decision {
+                match self.create(&desired, spec).await? {
+                    Some(record) => {
+                        events.push(happenings::begun(&record));
+                        report.status(&status::moving(
+                            &desired,
+                            &record,
+                            verdict.located.as_ref(),
+                            self.env.now(),
+                        ));
+                    }
+                    None => look_again = Some(Duration::from_secs(1)),
+                }
+                if look_again.is_none() {
+                    continue;
+                }
+            }
+            let (verdict, after) = self.mend_in_place(&key, &desired, verdict, report).await;
+            look_again = sooner(look_again, after);
+            let status = status::resting(&desired, &verdict, leftover.as_ref(), self.env.now());
+            events.extend(happenings::of_status(&before, &status));
+            return Ok(Pass {
+                status,
+                events,
+                look_again,
+            });
+        }
+    }
+
+    /// Carries on a move of a placement.
+    async fn drive_for(
+        &self,
+        key: &Key,
+        desired: &Desired,
+        record: Record,
+        report: &dyn Report,
+        events: &mut Vec<Happening>,
+    ) -> Result<Driven, RecordError> {
+        let newest = self.book.open_of(&desired.uid).last().map(|r| r.name.clone());
+        let superseded = newest.as_deref() != Some(record.name.as_str());
+        let wish = move |record: &Record, now: Timestamp| match plan::wish(record, Some(desired), now) {
+            Wish::Continue(_) if superseded => Wish::Undo {
+                reason: Reason::Pending,
+                message: "a newer attempt took its place".to_owned(),
+            },
+            wish => wish,
+        };
+        let told = Mutex::new((record.clone(), Vec::new()));
+        let written = |new: &Record| {
+            self.book.put(new.clone());
+            let mut told = lock(&told);
+            let happening = happenings::of_record(&told.0, new);
+            let step_changed = told.0.status.step != new.status.step;
+            told.0 = new.clone();
+            told.1.extend(happening);
+            if step_changed && !new.finished() {
+                report.status(&status::moving(desired, new, None, self.env.now()));
+            }
+        };
+        let driven = self.drive(key, record, &wish, &written).await;
+        events.append(&mut lock(&told).1);
+        driven
+    }
+
+    async fn drive(
+        &self,
+        placement: &Key,
+        record: Record,
+        wish: &(dyn Fn(&Record, Timestamp) -> Wish + Send + Sync),
+        written: &(dyn Fn(&Record) + Send + Sync),
+    ) -> Result<Driven, RecordError> {
+        let interrupt = self.placements.interrupt(placement);
+        let orders = Orders {
+            wish,
+            open_moves: self.book.open_names(),
+            interrupt: &interrupt,
+            written,
+        };
+        let record_key = Key::new(&record.namespace, &record.name);
+        let driven = match self.driver.drive(record, &orders).await {
+            Ok(driven) => driven,
+            Err(error) => {
+                if matches!(error, RecordError::NotFound(_)) {
+                    self.record_gone(&record_key);
+                }
+                return Err(error);
+            }
+        };
+        self.book.put(driven.record.clone());
+        if driven.record.finished() {
+            // slots are free again, and the instance can be claimed where it is now
+            self.say_placements(self.placements.waiting());
+            self.say_placements(self.placements.rivals(placement));
+        }
+        Ok(driven)
+    }
+
+    /// Carries on the moves of a namespace whose placements are gone: they are undone, or completed past the commit.
+    /// Says when to look again.
+    pub async fn drive_orphans(&self, namespace: &str) -> Result<Option<Duration>, RecordError> {
+        self.load_book(namespace).await?;
+        let orphans = self.book.open_in(namespace).into_iter().filter(|r| {
+            let placement = Key::new(namespace, &r.spec.placement);
+            !self.placements.lives(&placement, &r.spec.placement_uid)
+        });
+        let driven = orphans.map(|record| async move {
+            let placement = Key::new(namespace, &record.spec.placement);
+            let wish = |record: &Record, now: Timestamp| plan::wish(record, None, now);
+            let written = |record: &Record| self.book.put(record.clone());
+            self.drive(&placement, record, &wish, &written).await
+        });
+        let all = futures::future::join_all(driven).await;
+        let mut look_again = None;
+        for driven in all {
+            look_again = sooner(look_again, driven?.look_again);
+        }
+        Ok(look_again)
+    }
+
+    /// What to do about a placement without a move in the way. If that is a move, its slots are taken.
+    pub(crate) fn plan(&self, key: &Key, desired: &Desired) -> Verdict {
+        let now = self.env.now();
+        let mut usage = self.book.usage(now);
+        let mut world = World {
+            servers: self.registry.views(&desired.namespace, &usage),
+            claims: Vec::new(),
+            records: self.book.last_of(&desired.uid).into_iter().collect(),
+            open_moves: self.book.open_names(),
+        };
+        let located = plan::locate(desired, &world);
+        if let Some(located) = &located {
+            self.placements.located(desired, located);
+            let uuid = located.instance.uuid();
+            world.claims = uuid
+                .map(|u| self.placements.claims(u, &self.book, &self.registry))
+                .unwrap_or_default();
+        }
+        let mut verdict = plan::plan(desired, &world, now);
+        let mut waits_for = None;
+        let decided = &verdict.decision;
+        if matches!(
+            decided,
+            Decision::Move(_)
+                | Decision::Wait {
+                    reason: Reason::Pending,
+                    ..
+                }
+        ) {
+            let _starting = lock(&self.starting);
+            usage = self.book.usage(now);
+            self.placements.keep_for_older(key, &mut usage, &self.registry);
+            world.servers = self.registry.views(&desired.namespace, &usage);
+            verdict = plan::plan(desired, &world, now);
+            match &verdict.decision {
+                Decision::Move(spec) => self.book.reserve(&desired.uid, route_of(spec)),
+                Decision::Wait {
+                    reason: Reason::Pending,
+                    ..
+                } => {
+                    let target = world.servers.get(&desired.spec.target.server);
+                    let to = target.and_then(|v| v.fingerprint().map(str::to_owned));
+                    let from = located.map(|l| l.fingerprint);
+                    waits_for = from.zip(to).map(|(from, to)| Route { from, to });
+                }
+                _ => {}
+            }
+        }
+        self.placements.wait(key, waits_for, now);
+        verdict
+    }
+
+    /// Creates the record of a move, its slots being taken. `None`: somebody else was faster.
+    async fn create(&self, desired: &Desired, spec: &InstanceMoveSpec) -> Result<Option<Record>, RecordError> {
+        let created = self.create_next(desired, spec).await;
+        if let Ok(Some(record)) = &created {
+            self.book.put(record.clone());
+        }
+        self.book.unreserve(&desired.uid);
+        created
+    }
+
+    async fn create_next(&self, desired: &Desired, spec: &InstanceMoveSpec) -> Result<Option<Record>, RecordError> {
+        if !self.env.may_act() {
+            return Ok(None);
+        }
+        let stored = self.records.list(&desired.namespace).await?;
+        let mine = || stored.iter().filter(|r| r.spec.placement_uid == desired.uid);
+        if mine().any(|r| !r.finished()) {
+            self.book.load(&desired.namespace, stored);
+            return Ok(None);
+        }
+        let attempt = 1 + mine().map(|r| r.spec.attempt).max().unwrap_or(0);
+        let record = Record {
+            namespace: desired.namespace.clone(),
+            name: record_name(&desired.name, &desired.uid, attempt),
+            version: String::new(),
+            deleting: false,
+            spec: InstanceMoveSpec {
+                attempt,
+                ..spec.clone()
+            },
+            status: InstanceMoveStatus::default(),
+        };
+        match self.records.create(&record).await {
+            Ok(record) => Ok(Some(record)),
+            Err(RecordError::Conflict(_)) => Ok(None),
+            Err(error @ (RecordError::NotFound(_) | RecordError::Unavailable(_))) => Err(error),
+        }
+    }
+}
+
+fn sooner(a: Option<Duration>, b: Option<Duration>) -> Option<Duration> {
+    match (a, b) {
+        (Some(a), Some(b)) => Some(a.min(b)),
+        (a, b) => a.or(b),
+    }
+}
+
+fn route_of(spec: &InstanceMoveSpec) -> Route {
+    Route {
+        from: spec.from.fingerprint.clone(),
+        to: spec.to.fingerprint.clone(),
+    }
+}
+
+/// Name of a record: two processes that make the same attempt collide.
+pub(crate) fn record_name(placement: &str, uid: &str, attempt: i64) -> String {
+    const CHARACTERS: &[u8; 36] = b"abcdefghijklmnopqrstuvwxyz0123456789";
+    // FNV-1a, finished by a multiplication that spreads the last bytes over all bits
+    let hash = format!("{uid}/{attempt}")
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |h, b| {
+            (h ^ u64::from(b)).wrapping_mul(0x0000_0100_0000_01b3)
+        });
+    let mut rest = (hash ^ (hash >> 29)).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 16;
+    let mut suffix = String::new();
+    for _ in 0..5 {
+        let index = usize::try_from(rest % 36).unwrap_or(0);
+        suffix.push(char::from(CHARACTERS[index]));
+        rest /= 36;
+    }
+    let stem: String = placement.chars().take(57).collect();
+    format!("{}-{suffix}", stem.trim_end_matches(['-', '.']))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn attempts_of_a_placement_have_names_of_their_own_that_every_process_derives_alike() {
+        let uid = "0b5c7f3e-7a55-4d5e-9a3d-0d7a8f1f2a11";
+        let first = record_name("web-1", uid, 1);
+        assert_eq!(first, record_name("web-1", uid, 1));
+        assert_ne!(first, record_name("web-1", uid, 2));
+        assert!(first.starts_with("web-1-") && first.len() == 11, "{first}");
+        let long = record_name(&format!("{}.b", "a".repeat(56)), uid, 1);
+        assert!(long.len() <= 63 && !long.contains(".-"), "{long}");
+    }
+}
