@@ -188,6 +188,14 @@ impl State {
         self.log_write(info, true, "");
         let line = self.log.len() - 1;
         let answer = self.carry_out(&info.server, &info.write);
+        let operation = match &answer {
+            Ok(Answer::Operation(id)) => Some(id),
+            Ok(Answer::Channel(channel)) => Some(&channel.operation),
+            Ok(Answer::Done | Answer::Record(_)) | Err(_) => None,
+        };
+        if let Some(op) = operation.and_then(|id| self.operation_mut(&info.server, id)) {
+            op.line = Some(line);
+        }
         let result = match &answer {
             Ok(_) => "ok".to_owned(),
             Err(e) => text(e),

@@ -24,5 +24,6 @@ pub use invariants::Breach;
 pub use options::{Guest, InstanceOptions, Options, Timing};
 pub use records::MemoryRecords;
 pub use server::SimServer;
+pub use state::CERTIFICATE;
 pub use world::World;
 pub use writes::Write;

@@ -12,7 +12,7 @@ use secrecy::{ExposeSecret, SecretString};
 
 use crate::config;
 use crate::operations::{Due, Work};
-use crate::state::{Answered, Busy, CONTROLLER, Content, Host, Inst, State};
+use crate::state::{Answered, Busy, CERTIFICATE, Content, Host, Inst, State};
 
 /// One end that waits.
 #[derive(Clone, Debug)]
@@ -105,7 +105,7 @@ impl State {
         match &request.push_to {
             None => Ok(self.open(server, at, waiting)),
             Some(peer) => {
-                let operation = self.begin(server, "Migrating instance", at, Work::End(Ok(())), Some(CONTROLLER));
+                let operation = self.begin(server, "Migrating instance", at, Work::End(Ok(())), Some(CERTIFICATE));
                 match self.find_peer(server, peer) {
                     Ok((other, sink)) => self.join(
                         (server, &operation, &waiting),
@@ -149,7 +149,7 @@ impl State {
             "Creating instance",
             &request.at,
             Work::Wait(waiting.clone()),
-            Some(CONTROLLER),
+            Some(CERTIFICATE),
         );
         self.occupy(server, born, "create", &operation);
         match self.find_peer(server, peer) {
@@ -250,7 +250,7 @@ impl State {
             n
         });
         host.instances.insert(at.clone(), i);
-        host.lifecycle(at, "instance-created", Some(CONTROLLER));
+        host.lifecycle(at, "instance-created", Some(CERTIFICATE));
         Ok(born)
     }
 
@@ -265,7 +265,7 @@ impl State {
         } else {
             "Creating instance"
         };
-        let operation = self.begin(server, description, at, Work::Wait(waiting), Some(CONTROLLER));
+        let operation = self.begin(server, description, at, Work::Wait(waiting), Some(CERTIFICATE));
         if let Some(op) = self.operation_mut(server, &operation) {
             op.secrets.clone_from(&secrets);
         }

@@ -66,6 +66,8 @@ pub(crate) struct Op {
     pub progress: Option<Progress>,
     /// Fingerprint of who asked.
     pub by: Option<String>,
+    /// Line of the log that asked for it.
+    pub line: Option<usize>,
 }
 
 impl State {
@@ -86,6 +88,7 @@ impl State {
             work,
             progress: None,
             by: by.map(str::to_owned),
+            line: None,
         };
         if let Some(host) = self.servers.get_mut(server) {
             host.operations.insert(id.clone(), op);
@@ -151,10 +154,19 @@ impl State {
         if op.state != OperationState::Running {
             return;
         }
+        let failed = result.is_err();
         op.state = match result {
             Ok(()) => OperationState::Succeeded,
             Err(why) => OperationState::Failed(why),
         };
+        // a request whose operation failed had no effect after all
+        let line = op.line.filter(|_| failed);
+        let asked = line
+            .and_then(|line| self.log.get_mut(line))
+            .and_then(|entry| entry.write.as_mut());
+        if let Some((_, done)) = asked {
+            *done = false;
+        }
         let what = format!(
             "operation {} of {}: {:?}",
             op.description,

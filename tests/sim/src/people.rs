@@ -3,8 +3,7 @@
 
 use berth_core::marks;
 use berth_core::model::{
-    Change, Config, Devices, InstanceKind, InstanceRef, Member, MemberStatus, Network, Pool, Power, Product, Profile,
-    Project,
+    Change, Config, Devices, InstanceKind, InstanceRef, Member, MemberStatus, Network, Pool, Product, Profile, Project,
 };
 
 use crate::config;

@@ -20,7 +20,7 @@ use crate::operations::{Due, Op};
 use crate::options::{Guest, Timing};
 
 /// Fingerprint of the certificate that all controllers use.
-pub(crate) const CONTROLLER: &str = "c0ffee00c0ffee00c0ffee00c0ffee00c0ffee00c0ffee00c0ffee00c0ffee00";
+pub const CERTIFICATE: &str = "c0ffee00c0ffee00c0ffee00c0ffee00c0ffee00c0ffee00c0ffee00c0ffee00";
 /// 2026-01-05 00:00:00 UTC, a Monday.
 const EPOCH: i64 = 1_767_571_200;
 

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use berth_core::model::{Instance, InstanceRef};
+use berth_core::model::{Instance, InstanceRef, Snapshot};
 use berth_core::records::Record;
 use berth_core::server::OperationState;
 use jiff::Timestamp;
@@ -203,7 +203,8 @@ impl World {
         self.look(|s| s.log.clone())
     }
 
-    /// The verbs of all writes to servers that were carried out, in order, each with its server.
+    /// The verbs of all writes to servers that had an effect (accepted, and their operation did not fail), in order, each
+    /// with its server.
     pub fn effects(&self) -> Vec<(String, &'static str)> {
         let effect = |e: &Entry| {
             let (verb, done) = e.write?;
@@ -227,6 +228,11 @@ impl World {
         })
     }
 
+    /// The fingerprint of a server's certificate.
+    pub fn fingerprint(&self, server: &str) -> String {
+        self.look(|s| s.servers.get(server).map(|h| h.fingerprint.clone()).unwrap_or_default())
+    }
+
     /// An instance as its server lists it.
     pub fn instance(&self, server: &str, at: &InstanceRef) -> Option<Instance> {
         self.look(|s| {
@@ -242,6 +248,12 @@ impl World {
             host.map(|h| h.instances.iter().map(|(at, i)| view::instance(h, at, i)).collect())
                 .unwrap_or_default()
         })
+    }
+
+    /// The snapshots of an instance, oldest first.
+    pub fn snapshots(&self, server: &str, at: &InstanceRef) -> Vec<Snapshot> {
+        let of = |s: &State| Some(view::snapshots(s.servers.get(server)?.instances.get(at)?));
+        self.look(of).unwrap_or_default()
     }
 
     /// The version of an instance's data, if they are complete.

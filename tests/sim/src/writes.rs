@@ -10,7 +10,7 @@ use berth_core::server::{
 
 use crate::config;
 use crate::operations::Work;
-use crate::state::{Answered, CONTROLLER, Content, Inst, Snap, State};
+use crate::state::{Answered, CERTIFICATE, Content, Inst, Snap, State};
 
 /// A request that changes something.
 #[derive(Clone, Debug)]
@@ -138,7 +138,7 @@ impl State {
         if !write.is_record() {
             self.connect(server, &what)?;
         }
-        let by = Some(CONTROLLER);
+        let by = Some(CERTIFICATE);
         Ok(match write {
             Write::Patch(at, change, etag) => self
                 .patch(server, at, change, Some(etag), &what)
