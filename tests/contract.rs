@@ -1,13 +1,16 @@
-//! The contract of the port on real servers: two Incus servers, two LXD servers, through the client.
+//! The contract of the port on real servers, through the client: two Incus servers, two LXD servers, and what only real
+//! servers can show.
 
 #[path = "contract/mod.rs"]
 mod contract;
+#[path = "contract/real.rs"]
+mod real;
 
 use std::process::ExitCode;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use berth_client::{Endpoint, HttpServer, Identity, ServerTrust, connect};
+use berth_client::HttpServer;
 use berth_core::model::Product;
 use berth_core::server::Server;
 use berth_tests::{Needs, NewInstance, Server as LabServer, Suite, Test};
@@ -28,16 +31,7 @@ impl Real {
         let lab = test.lab();
         let servers = names.map(|name| {
             let server = lab.server(name);
-            let endpoint = Endpoint {
-                addresses: vec![server.url.clone()],
-                peer_address: None,
-                identity: Identity {
-                    certificate: lab.client_cert(),
-                    key: lab.client_key().into(),
-                },
-                trust: ServerTrust::Fingerprint(server.fingerprint.clone()),
-            };
-            (server, connect(&endpoint).expect("the lab's certificates can be read"))
+            (server, real::client(&test, &[name], None))
         });
         Self { test, product, servers }
     }
@@ -84,6 +78,28 @@ impl World for Real {
     }
 }
 
+fn with_real_only(suite: Suite) -> Suite {
+    macro_rules! add {
+        ($suite:ident, $($check:ident),* $(,)?) => { $suite$(.together(stringify!($check), real::$check))* };
+    }
+    let suite = add!(
+        suite,
+        a_token_makes_incus_trust_a_new_certificate,
+        a_token_makes_lxd_trust_a_new_certificate,
+        a_cluster_is_one_server_with_members,
+        a_move_to_another_pool_keeps_the_instance_and_forgets_when_it_ran,
+        a_move_to_another_project_keeps_the_instance,
+        an_instance_is_copied_from_lxd_to_incus,
+        an_instance_is_copied_from_incus_to_lxd,
+        a_restricted_certificate_sees_its_projects_and_nothing_else,
+        an_event_stream_survives_a_minute_of_silence,
+    );
+    suite.alone(
+        "a_cluster_is_reached_by_its_other_members",
+        real::a_cluster_is_reached_by_its_other_members,
+    )
+}
+
 macro_rules! suite_of {
     ($($module:ident: [$($check:ident),* $(,)?],)*) => {
         fn main() -> ExitCode {
@@ -96,7 +112,7 @@ macro_rules! suite_of {
                     );
                 )*)*
             }
-            suite.main()
+            with_real_only(suite).main()
         }
     };
 }

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use berth_core::model::InstanceRef;
 use berth_core::server::{FailureKind, Result, ServerEvent};
 use futures::StreamExt;
+use futures::future::{ready, try_join_all};
 use futures::stream::{self, BoxStream};
 use reqwest::Url;
 use rustls_pki_types::ServerName;
@@ -33,18 +34,31 @@ const IDLE: Duration = Duration::from_secs(40);
 /// Events that may wait for the reader before the stream is ended.
 const BACKLOG: usize = 4096;
 const MESSAGE: usize = 4 << 20;
-const PATH: &str = "/1.0/events?type=operation,lifecycle&all-projects=true";
+const PATH: &str = "/1.0/events?type=operation,lifecycle";
 
 type Socket = WebSocketStream<TlsStream<TcpStream>>;
 
 impl HttpServer {
     /// Subscribes; what happens after this returns is in the stream.
     pub(crate) async fn subscribe(&self) -> Result<BoxStream<'static, ServerEvent>> {
-        let call = Call::get(RequestClass::Events, PATH, "follow the events");
+        match self.subscribe_to("all-projects", "true").await {
+            // as with the list of all instances: LXD 5 wants to be asked for each project that we may see
+            Err(e) if e.kind == FailureKind::Refused => {
+                let projects = self.project_names().await?;
+                let streams = projects.iter().map(|project| self.subscribe_to("project", project));
+                Ok(until_one_ends(try_join_all(streams).await?))
+            }
+            other => other,
+        }
+    }
+
+    async fn subscribe_to(&self, key: &str, value: &str) -> Result<BoxStream<'static, ServerEvent>> {
+        let path = path::with_query(PATH.to_owned(), key, value);
+        let call = Call::get(RequestClass::Events, path, "follow the events");
         let mut failure = None;
         for (index, address) in self.in_turn() {
             let started = Instant::now();
-            let opened = timeout(2 * CONNECT, self.open_socket(address))
+            let opened = timeout(2 * CONNECT, self.open_socket(address, &call.path))
                 .await
                 .unwrap_or_else(|_| Err(Refusal::Cut(Cut::late_connection())));
             self.record(&opened, started);
@@ -64,7 +78,7 @@ impl HttpServer {
         Err(self.error(&call, cut.kind, cut.message))
     }
 
-    async fn open_socket(&self, address: &Url) -> std::result::Result<Socket, Refusal> {
+    async fn open_socket(&self, address: &Url, path: &str) -> std::result::Result<Socket, Refusal> {
         let name = address
             .host_str()
             .unwrap_or_default()
@@ -80,7 +94,7 @@ impl HttpServer {
         let config = WebSocketConfig::default()
             .max_message_size(Some(MESSAGE))
             .max_frame_size(Some(MESSAGE));
-        match client_async_with_config(self.upgrade(address)?, tls, Some(config)).await {
+        match client_async_with_config(self.upgrade(address, path)?, tls, Some(config)).await {
             Ok((socket, _)) => Ok(socket),
             Err(WsError::Http(response)) => {
                 let body = response.body().as_deref().unwrap_or_default();
@@ -96,8 +110,8 @@ impl HttpServer {
         }
     }
 
-    fn upgrade(&self, address: &Url) -> std::result::Result<Request, Refusal> {
-        let mut request = format!("wss://{}{PATH}", host(address))
+    fn upgrade(&self, address: &Url, path: &str) -> std::result::Result<Request, Refusal> {
+        let mut request = format!("wss://{}{path}", host(address))
             .into_client_request()
             .map_err(|e| Cut::while_connecting(&e))?;
         request.headers_mut().extend(self.headers());
@@ -151,6 +165,16 @@ impl Cut {
             timed_out: true,
         }
     }
+}
+
+/// All events of several streams; with the first of them that ends, all do, so that nobody believes to hear everything.
+fn until_one_ends(streams: Vec<BoxStream<'static, ServerEvent>>) -> BoxStream<'static, ServerEvent> {
+    let with_end = |s: BoxStream<'static, ServerEvent>| s.map(Some).chain(stream::once(async { None })).boxed();
+    let merged = stream::select_all(streams.into_iter().map(with_end));
+    merged
+        .take_while(|event| ready(event.is_some()))
+        .filter_map(ready)
+        .boxed()
 }
 
 /// Reads the socket in a task of its own, so that pings are answered while the reader is busy.

@@ -23,7 +23,7 @@ impl HttpServer {
         let clustered = environment.server_clustered;
         let grouped = clustered && extensions.contains("clustering_groups");
         let (pools, profiles, networks, members, groups) = try_join!(
-            self.list_if::<Vec<PoolWire>>(true, "/1.0/storage-pools?recursion=1", "list the storage pools"),
+            self.pools(),
             self.profiles(&projects, extensions.contains("profiles_all_projects")),
             self.networks(&projects, extensions.contains("networks_all_projects")),
             self.list_if::<Vec<MemberWire>>(
@@ -33,6 +33,10 @@ impl HttpServer {
             ),
             self.list_if::<Vec<GroupWire>>(grouped, "/1.0/cluster/groups?recursion=1", "list the cluster groups"),
         )?;
+        let pools = match pools {
+            Some(pools) => pools,
+            None => self.pools_of(&profiles).await?,
+        };
         let product = self.product(&environment.server)?;
         let runs = |driver: &str| environment.driver.split('|').any(|d| d.trim() == driver);
         Ok(ServerFacts {
@@ -55,6 +59,12 @@ impl HttpServer {
             profiles,
             networks,
         })
+    }
+
+    /// The names of the projects that this client may see.
+    pub(crate) async fn project_names(&self) -> Result<Vec<String>> {
+        let projects: Vec<ProjectWire> = self.list(&projects_call()).await?;
+        Ok(projects.into_iter().map(|p| Project::from(p).name).collect())
     }
 
     /// The API extensions that the server announces.
@@ -94,6 +104,28 @@ impl HttpServer {
         }
     }
 
+    /// All pools; `None` if this client may not list them (Incus 6.0 refuses that to restricted certificates).
+    async fn pools(&self) -> Result<Option<Vec<PoolWire>>> {
+        let call = facts_call("/1.0/storage-pools?recursion=1", "list the storage pools");
+        match self.list(&call).await {
+            Ok(pools) => Ok(Some(pools)),
+            Err(e) if e.kind == FailureKind::Refused => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// The pools that the profiles name: each by itself may be read.
+    async fn pools_of(&self, profiles: &[Profile]) -> Result<Vec<PoolWire>> {
+        let disks = profiles.iter().flat_map(|p| p.devices.values());
+        let names: BTreeSet<&String> = disks.filter_map(|d| d.get("pool")).collect();
+        try_join_all(names.into_iter().map(|name| async move {
+            let path = format!("/1.0/storage-pools/{}", path::encode(name));
+            let call = facts_call(&path, &format!("read the storage pool {name}"));
+            self.read(&call).map_ok(|(pool, _)| pool).await
+        }))
+        .await
+    }
+
     async fn profiles(&self, projects: &[Project], bulk: bool) -> Result<Vec<Profile>> {
         let (base, what) = ("/1.0/profiles?recursion=1", "list the profiles");
         let lists = self
@@ -122,30 +154,41 @@ impl HttpServer {
         base: &str,
         what: &str,
         bulk: bool,
-        projects: Vec<String>,
+        owners: Vec<Owner>,
     ) -> Result<Vec<(String, Vec<T>)>> {
         if bulk {
             let call = facts_call(&format!("{base}&all-projects=true"), what);
             return Ok(vec![("default".to_owned(), self.list(&call).await?)]);
         }
-        try_join_all(projects.into_iter().map(|project| async move {
-            let call = facts_call(&path::with_query(base.to_owned(), "project", &project), what);
-            self.list(&call).map_ok(|list| (project, list)).await
+        try_join_all(owners.into_iter().map(|owner| async move {
+            let call = facts_call(&path::with_query(base.to_owned(), "project", &owner.ask), what);
+            self.list(&call).map_ok(|list| (owner.project, list)).await
         }))
         .await
     }
 }
 
-/// The projects that have their own things of that kind; the others see `default`'s.
-fn owners(projects: &[Project], feature: &str) -> Vec<String> {
-    projects
-        .iter()
-        .filter(|p| p.feature(feature))
-        .map(|p| p.name.clone())
-        .collect()
+/// A project that has things of its own, and the project to ask for them.
+struct Owner {
+    project: String,
+    ask: String,
 }
 
-pub(crate) fn projects_call() -> Call {
+/// The projects that have their own things of that kind; the others see `default`'s, and show them to a client that
+/// may not see `default` itself.
+fn owners(projects: &[Project], feature: &str) -> Vec<Owner> {
+    let (own, lent): (Vec<&Project>, Vec<&Project>) = projects.iter().partition(|p| p.feature(feature));
+    let hidden = !own.iter().any(|p| p.name == "default");
+    let through = lent.first().filter(|_| hidden).map(|p| ("default", p.name.as_str()));
+    let own = own.into_iter().map(|p| (p.name.as_str(), p.name.as_str()));
+    let all = own.chain(through).map(|(project, ask)| Owner {
+        project: project.to_owned(),
+        ask: ask.to_owned(),
+    });
+    all.collect()
+}
+
+fn projects_call() -> Call {
     facts_call("/1.0/projects?recursion=1", "list the projects")
 }
 

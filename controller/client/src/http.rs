@@ -227,8 +227,9 @@ impl HttpServer {
             .as_ref()
             .map_or((None, 0), |raw| (Some(raw.status), raw.body.len() as u64));
         let duration = started.elapsed();
+        // names and ids, but no bodies: secrets are only there
         tracing::debug!(
-            server = %host(address), method = %call.method, path = %call.path_for_log(), status, bytes,
+            server = %host(address), method = %call.method, path = call.path, status, bytes,
             milliseconds = duration.as_millis(), failure = answer.as_ref().err().map(|cut| cut.message.as_str()), "request"
         );
         if let Some(observer) = &self.observer {
@@ -288,11 +289,6 @@ impl Call {
     pub(crate) fn within(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
         self
-    }
-
-    /// Paths hold names but no secrets; the query of an operation could.
-    fn path_for_log(&self) -> &str {
-        self.path.as_str()
     }
 }
 

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use berth_core::model::{InstanceRef, Project};
+use berth_core::model::InstanceRef;
 use berth_core::server::{FailureKind, Operation, OperationId, OperationState, Progress, Result};
 use secrecy::SecretString;
 use serde::Deserialize;
@@ -14,8 +14,8 @@ use crate::answer::Answer;
 use crate::failure::is_deadline;
 use crate::http::{Call, HttpServer};
 use crate::observe::RequestClass;
-use crate::wire::{ProjectWire, nullable};
-use crate::{facts, path};
+use crate::path;
+use crate::wire::nullable;
 
 #[derive(Deserialize)]
 pub(crate) struct OperationWire {
@@ -163,11 +163,10 @@ impl HttpServer {
                 .operations_at("/1.0/operations?recursion=1&all-projects=true".to_owned(), "default")
                 .await;
         }
-        let projects: Vec<ProjectWire> = self.list(&facts::projects_call()).await?;
         let mut all = Vec::new();
-        for project in projects.into_iter().map(Project::from) {
-            let path = path::with_query("/1.0/operations?recursion=1".to_owned(), "project", &project.name);
-            all.extend(self.operations_at(path, &project.name).await?);
+        for project in self.project_names().await? {
+            let path = path::with_query("/1.0/operations?recursion=1".to_owned(), "project", &project);
+            all.extend(self.operations_at(path, &project).await?);
         }
         // some versions answer with all projects whichever was asked for
         all.sort_by(|a, b| a.id.cmp(&b.id));

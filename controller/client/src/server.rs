@@ -28,10 +28,17 @@ impl Server for HttpServer {
     }
 
     async fn inventory(&self) -> Result<Vec<Instance>> {
-        let path = "/1.0/instances?recursion=1&all-projects=true";
-        let call = Call::get(RequestClass::Inventory, path, "list all instances").within(INVENTORY);
-        let list: Vec<InstanceWire> = self.list(&call).await?;
-        Ok(list.into_iter().map(|wire| wire.into_model("default")).collect())
+        match self.list_instances("all-projects", "true", "default").await {
+            // LXD 5 lists all projects only for those who may see them all
+            Err(e) if e.kind == FailureKind::Refused => {
+                let mut all = Vec::new();
+                for project in self.project_names().await? {
+                    all.extend(self.list_instances("project", &project, &project).await?);
+                }
+                Ok(all)
+            }
+            other => other,
+        }
     }
 
     async fn instance(&self, at: &InstanceRef) -> Result<Option<Fresh>> {
@@ -183,6 +190,13 @@ impl Server for HttpServer {
 }
 
 impl HttpServer {
+    async fn list_instances(&self, key: &str, value: &str, project: &str) -> Result<Vec<Instance>> {
+        let path = path::with_query("/1.0/instances?recursion=1".to_owned(), key, value);
+        let call = Call::get(RequestClass::Inventory, path, "list all instances").within(INVENTORY);
+        let list: Vec<InstanceWire> = self.list(&call).await?;
+        Ok(list.into_iter().map(|wire| wire.into_model(project)).collect())
+    }
+
     /// Sends a write that some servers carry out at once and others in the background, and waits for its end.
     async fn finish(&self, call: &Call) -> Result<()> {
         let operation = match self.ask::<IgnoredAny>(call).await? {
