@@ -1,0 +1,90 @@
+//! What the process shows of itself over HTTP: `/livez`, `/readyz`, `/metrics`. Nothing can be changed here.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use axum::Router;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use tokio::net::TcpListener;
+use tokio::time::sleep;
+
+use crate::metrics::Metrics;
+
+/// How often an address that is in use is tried again.
+const RETRY: Duration = Duration::from_secs(5);
+
+/// What is shown.
+pub(crate) struct Shown {
+    /// Whether everything was listed once. A follower is ready, too.
+    pub ready: AtomicBool,
+    pub metrics: Arc<Metrics>,
+    /// Brings up to date what is counted only when somebody asks.
+    pub refresh: std::sync::Mutex<Option<Box<dyn Fn(&Metrics) + Send>>>,
+}
+
+impl Shown {
+    /// Nothing is ready yet.
+    pub fn new(metrics: Arc<Metrics>) -> Arc<Self> {
+        Arc::new(Self {
+            ready: AtomicBool::new(false),
+            metrics,
+            refresh: std::sync::Mutex::default(),
+        })
+    }
+}
+
+/// Serves until dropped. An address in use neither ends the process nor keeps it from leading.
+pub(crate) async fn serve(address: SocketAddr, shown: Arc<Shown>) {
+    let app = router(shown);
+    let mut said = false;
+    loop {
+        match TcpListener::bind(address).await {
+            Ok(listener) => {
+                said = false;
+                tracing::info!(%address, "serves /livez, /readyz and /metrics");
+                if let Err(error) = axum::serve(listener, app.clone()).await {
+                    tracing::warn!(%address, %error, "the listener ended; opened again");
+                }
+            }
+            Err(error) if !said => {
+                tracing::warn!(%address, %error, "cannot listen; tried again every 5 s");
+                said = true;
+            }
+            Err(_) => {}
+        }
+        sleep(RETRY).await;
+    }
+}
+
+fn router(shown: Arc<Shown>) -> Router {
+    let (ready, metrics) = (shown.clone(), shown);
+    Router::new()
+        .route("/livez", get(|| async { "ok" }))
+        .route(
+            "/readyz",
+            get(move || async move {
+                match ready.ready.load(Ordering::SeqCst) {
+                    true => (StatusCode::OK, "ok"),
+                    false => (StatusCode::SERVICE_UNAVAILABLE, "not everything has been listed yet"),
+                }
+            }),
+        )
+        .route("/metrics", get(move || async move { exposition(&metrics) }))
+}
+
+fn exposition(shown: &Shown) -> Response {
+    let refresh = shown.refresh.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    if let Some(refresh) = refresh.as_ref() {
+        refresh(&shown.metrics);
+    }
+    drop(refresh);
+    let content = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    match shown.metrics.text() {
+        Ok(text) => ([(header::CONTENT_TYPE, content)], text).into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+    }
+}

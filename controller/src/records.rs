@@ -1,0 +1,338 @@
+//! The durable records of moves as InstanceMoves. What a write does not say stays as it is: the spec is written once, the
+//! status by resourceVersion, the finalizers by patches that test what they found.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use berth_api::moves::MoveEnd;
+use berth_api::{GROUP, InstanceMove, InstancePlacement, InstanceServer, VERSION, keys};
+use berth_core::records::{Record, RecordError, Records};
+use berth_engine::Key;
+use futures::future::try_join3;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use kube::ResourceExt;
+use kube::api::{ListParams, ObjectMeta, Patch, PatchParams, PostParams};
+use kube::core::DeserializeGuard;
+use serde_json::json;
+
+use crate::cache::Kind;
+use crate::store::{Store, StoreError};
+
+/// How often a change of finalizers is tried again when somebody else changed them.
+const ATTEMPTS: usize = 5;
+
+/// The records in Kubernetes.
+pub(crate) struct KubeRecords {
+    store: Arc<Store>,
+}
+
+impl KubeRecords {
+    pub fn new(store: Arc<Store>) -> Self {
+        Self { store }
+    }
+}
+
+impl From<StoreError> for RecordError {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Conflict(what) => Self::Conflict(what),
+            StoreError::NotFound(what) => Self::NotFound(what),
+            StoreError::NotLeading(_) | StoreError::Forbidden(..) | StoreError::Failed(..) => {
+                Self::Unavailable(error.to_string())
+            }
+        }
+    }
+}
+
+/// The record of an object.
+pub(crate) fn record_of(object: &InstanceMove) -> Record {
+    Record {
+        namespace: object.namespace().unwrap_or_default(),
+        name: object.name_any(),
+        version: object.resource_version().unwrap_or_default(),
+        deleting: object.metadata.deletion_timestamp.is_some(),
+        spec: object.spec.clone(),
+        status: object.status.clone().unwrap_or_default(),
+    }
+}
+
+fn object_of(record: &Record) -> InstanceMove {
+    let owner = OwnerReference {
+        api_version: format!("{GROUP}/{VERSION}"),
+        kind: "InstancePlacement".to_owned(),
+        name: record.spec.placement.clone(),
+        uid: record.spec.placement_uid.clone(),
+        controller: Some(true),
+        block_owner_deletion: Some(false),
+    };
+    InstanceMove {
+        metadata: ObjectMeta {
+            name: Some(record.name.clone()),
+            namespace: Some(record.namespace.clone()),
+            resource_version: Some(record.version.clone()).filter(|v| !v.is_empty()),
+            labels: Some(BTreeMap::from([(
+                keys::PLACEMENT.to_owned(),
+                record.spec.placement.clone(),
+            )])),
+            owner_references: Some(vec![owner]),
+            finalizers: Some(vec![keys::FINALIZER.to_owned()]),
+            ..ObjectMeta::default()
+        },
+        spec: record.spec.clone(),
+        status: Some(record.status.clone()),
+    }
+}
+
+fn attempted(what: &str, record: &Record) -> String {
+    format!("{what} InstanceMove {}/{}", record.namespace, record.name)
+}
+
+#[async_trait]
+impl Records for KubeRecords {
+    async fn list(&self, namespace: &str) -> Result<Vec<Record>, RecordError> {
+        let api = self.store.api::<DeserializeGuard<InstanceMove>>(namespace);
+        let what = format!("list the InstanceMoves of {namespace}");
+        let list = self.store.read(&what, api.list(&ListParams::default())).await?;
+        // one that cannot be read is a newer program's and stays as it is
+        Ok(list
+            .items
+            .iter()
+            .filter_map(|o| o.0.as_ref().ok())
+            .map(record_of)
+            .collect())
+    }
+
+    async fn load(&self, namespace: &str, name: &str) -> Result<Record, RecordError> {
+        let api = self.store.api::<InstanceMove>(namespace);
+        let what = format!("read InstanceMove {namespace}/{name}");
+        Ok(record_of(&self.store.read(&what, api.get(name)).await?))
+    }
+
+    async fn create(&self, record: &Record) -> Result<Record, RecordError> {
+        let api = self.store.api::<InstanceMove>(&record.namespace);
+        let what = attempted("create", record);
+        let (params, object) = (PostParams::default(), object_of(record));
+        let created = self.store.write(&what, api.create(&params, &object)).await?;
+        self.store.moves.wrote(created.clone());
+        let created = record_of(&created);
+        if created.status == record.status {
+            return Ok(created);
+        }
+        // a status is not taken over by a create
+        self.swap(&Record {
+            version: created.version,
+            ..record.clone()
+        })
+        .await
+    }
+
+    async fn swap(&self, record: &Record) -> Result<Record, RecordError> {
+        let api = self.store.api::<InstanceMove>(&record.namespace);
+        let what = attempted("write the status of", record);
+        let (params, object) = (PostParams::default(), object_of(record));
+        let write = self
+            .store
+            .write(&what, api.replace_status(&record.name, &params, &object));
+        let written = write.await?;
+        let written_record = record_of(&written);
+        self.store.moves.wrote(written);
+        if written_record.finished() {
+            self.store.metrics.move_finished(&written_record);
+        }
+        Ok(written_record)
+    }
+
+    async fn hold(&self, record: &Record) -> Result<(), RecordError> {
+        let _order = self.store.finalizers.lock().await;
+        let (namespace, spec) = (&record.namespace, &record.spec);
+        let servers = async {
+            self.store.hold::<InstanceServer>(namespace, &spec.from.server).await?;
+            if spec.to.server != spec.from.server {
+                self.store.hold::<InstanceServer>(namespace, &spec.to.server).await?;
+            }
+            Ok(())
+        };
+        try_join3(
+            self.store.hold::<InstanceMove>(namespace, &record.name),
+            self.store.hold::<InstancePlacement>(namespace, &spec.placement),
+            servers,
+        )
+        .await?;
+        Ok(())
+    }
+
+    async fn release(&self, record: &Record) -> Result<(), RecordError> {
+        let key = |name: &str| Key::new(&record.namespace, name);
+        let (from, to) = (&record.spec.from.server, &record.spec.to.server);
+        self.store.release_placement(&key(&record.spec.placement)).await?;
+        self.store.release_server(&key(from)).await?;
+        if to != from {
+            self.store.release_server(&key(to)).await?;
+        }
+        // the record last: as long as it has its finalizer, the others can be found
+        let _order = self.store.finalizers.lock().await;
+        Ok(self
+            .store
+            .let_go::<InstanceMove>(&record.namespace, &record.name)
+            .await?)
+    }
+}
+
+/// Whether an open move needs the InstanceServer of that name.
+fn needs_server(object: &InstanceMove, name: &str) -> bool {
+    let at = |end: &MoveEnd| end.server == name;
+    is_open(object) && (at(&object.spec.from) || at(&object.spec.to))
+}
+
+/// Whether a move is not over.
+pub(crate) fn is_open(object: &InstanceMove) -> bool {
+    object.status.as_ref().is_none_or(|s| s.outcome.is_none())
+}
+
+impl Store {
+    /// Takes our finalizer off a placement that no open move needs.
+    pub async fn release_placement(&self, key: &Key) -> Result<(), StoreError> {
+        let _order = self.finalizers.lock().await;
+        let needed = self.moves.list(|m| {
+            is_open(m)
+                && m.spec.placement == key.name
+                && m.metadata.namespace.as_deref() == Some(key.namespace.as_str())
+        });
+        if needed.is_empty() {
+            self.let_go::<InstancePlacement>(&key.namespace, &key.name).await?;
+        }
+        Ok(())
+    }
+
+    /// Takes our finalizer off an InstanceServer that no open move needs.
+    pub async fn release_server(&self, key: &Key) -> Result<(), StoreError> {
+        let _order = self.finalizers.lock().await;
+        if self.moves_of_server(key).is_empty() {
+            self.let_go::<InstanceServer>(&key.namespace, &key.name).await?;
+        }
+        Ok(())
+    }
+
+    /// Takes our finalizer off a record that is over.
+    pub async fn release_move(&self, key: &Key) -> Result<(), StoreError> {
+        let _order = self.finalizers.lock().await;
+        self.let_go::<InstanceMove>(&key.namespace, &key.name).await
+    }
+
+    /// The open moves that need an InstanceServer.
+    pub fn moves_of_server(&self, key: &Key) -> Vec<Arc<InstanceMove>> {
+        self.moves
+            .list(|m| m.metadata.namespace.as_deref() == Some(key.namespace.as_str()) && needs_server(m, &key.name))
+    }
+
+    /// Sets our finalizer. Nobody can hold what is gone, or what is going and was not held before.
+    async fn hold<K: Kind>(&self, namespace: &str, name: &str) -> Result<(), StoreError> {
+        self.change_finalizers::<K>(namespace, name, |meta| {
+            let held = meta
+                .finalizers
+                .as_ref()
+                .is_some_and(|f| f.iter().any(|f| f == keys::FINALIZER));
+            if held || meta.deletion_timestamp.is_some() {
+                return None;
+            }
+            let mut finalizers = meta.finalizers.clone().unwrap_or_default();
+            finalizers.push(keys::FINALIZER.to_owned());
+            Some(finalizers)
+        })
+        .await
+    }
+
+    async fn let_go<K: Kind>(&self, namespace: &str, name: &str) -> Result<(), StoreError> {
+        self.change_finalizers::<K>(namespace, name, |meta| {
+            let finalizers = meta.finalizers.as_ref()?;
+            let rest: Vec<String> = finalizers.iter().filter(|f| *f != keys::FINALIZER).cloned().collect();
+            (rest.len() < finalizers.len()).then_some(rest)
+        })
+        .await
+    }
+
+    async fn change_finalizers<K: Kind>(
+        &self,
+        namespace: &str,
+        name: &str,
+        change: impl Fn(&ObjectMeta) -> Option<Vec<String>>,
+    ) -> Result<(), StoreError> {
+        let kind = K::kind(&());
+        let what = format!("change the finalizers of {kind} {namespace}/{name}");
+        let api = self.api::<K>(namespace);
+        let mut conflict = StoreError::Conflict(what.clone());
+        for _ in 0..ATTEMPTS {
+            let Some(found) = self.read(&what, api.get_metadata_opt(name)).await? else {
+                return Ok(());
+            };
+            let Some(finalizers) = change(&found.metadata) else {
+                return Ok(());
+            };
+            let patch = json!([
+                {"op": "test", "path": "/metadata/uid", "value": found.metadata.uid},
+                {"op": "test", "path": "/metadata/finalizers", "value": found.metadata.finalizers},
+                {"op": "add", "path": "/metadata/finalizers", "value": finalizers},
+            ]);
+            let patch = serde_json::from_value(patch).map_err(|e| StoreError::Failed(what.clone(), e.to_string()))?;
+            let (params, patch) = (PatchParams::default(), Patch::Json::<()>(patch));
+            match self.write(&what, api.patch(name, &params, &patch)).await {
+                Ok(_) | Err(StoreError::NotFound(_)) => return Ok(()),
+                // a test that fails is "invalid" to the API server: the next look shows whether it was that
+                Err(error @ (StoreError::Conflict(_) | StoreError::Failed(..))) => conflict = error,
+                Err(error) => return Err(error),
+            }
+        }
+        Err(conflict)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use berth_api::{InstanceMoveSpec, InstanceMoveStatus};
+
+    use super::*;
+
+    fn record() -> Record {
+        let spec: InstanceMoveSpec = serde_json::from_value(json!({
+            "placement": "web-1", "placementUID": "u", "attempt": 1, "planDigest": "", "method": "Cold",
+            "transfer": "Pull", "instanceType": "Container", "powerAfter": "Running",
+            "from": {"server": "a", "fingerprint": "", "project": "default", "name": "web-1"},
+            "to": {"server": "b", "fingerprint": "", "project": "default", "name": "web-1"},
+        }))
+        .unwrap();
+        Record {
+            namespace: "shop".into(),
+            name: "web-1-x7k2p".into(),
+            version: "7".into(),
+            deleting: false,
+            spec,
+            status: InstanceMoveStatus::default(),
+        }
+    }
+
+    #[test]
+    fn a_record_is_the_same_after_the_way_through_an_object() {
+        assert_eq!(record_of(&object_of(&record())), record());
+    }
+
+    #[test]
+    fn a_new_record_is_owned_by_its_placement_without_blocking_its_deletion() {
+        let object = object_of(&record());
+        let owner = &object.owner_references()[0];
+        assert_eq!(
+            (owner.controller, owner.block_owner_deletion),
+            (Some(true), Some(false))
+        );
+        assert_eq!(object.finalizers(), [keys::FINALIZER]);
+        assert_eq!(object.labels()[keys::PLACEMENT], "web-1");
+    }
+
+    #[test]
+    fn a_server_is_needed_by_the_open_moves_from_and_to_it_only() {
+        let mut object = object_of(&record());
+        assert!(needs_server(&object, "a") && needs_server(&object, "b") && !needs_server(&object, "c"));
+        object.status.get_or_insert_default().outcome = Some("Succeeded".into());
+        assert!(!needs_server(&object, "a"));
+    }
+}
