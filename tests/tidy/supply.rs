@@ -29,8 +29,9 @@ fn packages_depend_on_each_other_in_one_direction_only() -> Result {
         let package = package.ok_or_else(|| format!("there is no package {name}"))?;
         for dependency in &package.dependencies {
             let (other, kind) = (dependency.name.as_str(), dependency.kind);
-            let fine = !ours.contains(other) || allowed.contains(&other);
-            // the judge may use the judged, never the other way round
+            // a package's own tests may use the simulated servers; what is built never does
+            let in_tests = other == "berth-sim" && kind == DependencyKind::Development;
+            let fine = !ours.contains(other) || allowed.contains(&other) || in_tests;
             assert!(fine, "{name} must not use {other} ({kind:?})");
         }
     }
