@@ -43,7 +43,7 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end -}}
 {{- end -}}
 
-{{- /* The only rule on secrets. get, never list or watch: a Secret is read by the name that an InstanceServer gives. */ -}}
+{{- /* What the controller may do to the objects of a namespace. Secrets: get, never list or watch: a Secret is read by the name that an InstanceServer gives. */ -}}
 {{- define "berth.rules" -}}
 - apiGroups: [berth.dev]
   resources: [instanceservers, instanceplacements, instancemoves, instancecopies]
@@ -58,10 +58,6 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 - apiGroups: [berth.dev]
   resources: [instanceservers/status, instanceplacements/status, instancemoves/status, instancecopies/status]
   verbs: [update, patch]
-{{- /* where blockOwnerDeletion is policed, an owner reference needs this */}}
-- apiGroups: [berth.dev]
-  resources: [instanceplacements/finalizers]
-  verbs: [update]
 - apiGroups: [events.k8s.io]
   resources: [events]
   verbs: [create, patch]
