@@ -95,7 +95,7 @@ fn no_file_names_a_place_on_somebodys_machine() -> Result {
             "{path}: cargo's settings belong to a machine, not to the project"
         );
         for (number, line) in text.lines().enumerate() {
-            for word in places.iter().chain(&settings).filter(|word| line.contains(**word)) {
+            if let Some(word) = places.iter().chain(&settings).find(|word| line.contains(**word)) {
                 panic!("{path}:{}: {word}: {line}", number + 1);
             }
         }
