@@ -7,7 +7,6 @@ use berth_api::{Reason, Step};
 use jiff::Timestamp;
 
 use super::effect::{EffectKind, End};
-use crate::marks;
 use crate::model::{Fresh, InstanceRef, ServerFacts, Snapshot};
 use crate::records::Record;
 use crate::server::{Operation, Progress, ServerError};
@@ -190,13 +189,10 @@ pub fn reads(record: &Record) -> Vec<Read> {
     if matches!(step, Step::Accepted | Step::Marked) {
         return reads;
     }
-    reads.extend(target_places(record).into_iter().map(|at| {
-        let snapshots = verifying && marks::is_unique_name(&at.name);
-        Read::Instance {
-            end: End::Target,
-            at,
-            snapshots,
-        }
+    reads.extend(target_places(record).into_iter().map(|at| Read::Instance {
+        end: End::Target,
+        at,
+        snapshots: verifying,
     }));
     let outcome_may_be_lost =
         step == Step::Stopped && record.status.names.as_ref().is_some_and(|n| n.incoming.is_some());
