@@ -288,6 +288,7 @@ async fn the_rights_of_the_chart_are_those_that_it_names_and_no_others(test: Tes
         ("watch", "secrets"),
         ("create", "secrets"),
         ("patch", "secrets"),
+        ("update", "instanceplacements.berth.dev"),
         ("delete", "instanceplacements.berth.dev"),
         ("create", "instanceplacements.berth.dev"),
         ("delete", "instanceservers.berth.dev"),

@@ -56,12 +56,16 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
   resources: [instancemoves]
   verbs: [create, patch, delete]
 - apiGroups: [berth.dev]
-  resources: [instanceservers/status, instanceplacements/status, instancemoves/status, instancecopies/status]
-  verbs: [update, patch]
+  resources: [instanceservers/status, instanceplacements/status, instancecopies/status]
+  verbs: [patch]
+{{- /* by resourceVersion, which only an update compares */}}
+- apiGroups: [berth.dev]
+  resources: [instancemoves/status]
+  verbs: [update]
 - apiGroups: [events.k8s.io]
   resources: [events]
-  verbs: [create, patch]
+  verbs: [create]
 - apiGroups: [""]
   resources: [secrets]
-  verbs: {{ ternary "[get, create, patch]" "[get]" .Values.trustTokens.enabled }}
+  verbs: {{ ternary "[get, create]" "[get]" .Values.trustTokens.enabled }}
 {{- end -}}
