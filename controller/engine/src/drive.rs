@@ -130,6 +130,7 @@ impl Driver {
 
     /// One look, one step, one write, one effect.
     async fn pass(&self, key: &Key, record: &mut Record, orders: &Orders<'_>) -> Result<Look, RecordError> {
+        self.tasks.drop_foreign(key, record.status.names.as_ref());
         let task = self.tasks.task(key);
         let idle = task == Task::Idle;
         let outcome = self.tasks.outcome(key).filter(|_| idle);
@@ -195,7 +196,8 @@ impl Driver {
             },
             _ => None,
         };
-        self.tasks.spawn(key, effect, reached.follower.server(), pair);
+        let names = record.status.names.clone();
+        self.tasks.spawn(key, names, effect, reached.follower.server(), pair);
         true
     }
 
@@ -230,8 +232,9 @@ impl Driver {
         timeout(ATTEND, self.tasks.ended(key)).await.is_ok() || self.tasks.task(key) == Task::Idle
     }
 
-    /// Forgets which records this process holds.
+    /// Forgets everything about records, effects under way included.
     pub(crate) fn forget_all(&self) {
+        self.tasks.clear();
         lock(&self.held).clear();
         lock(&self.silent).clear();
     }
@@ -315,10 +318,7 @@ impl Driver {
     fn report(&self, reached: &Reached, error: &ServerError) {
         let lost = matches!(
             error.kind,
-            FailureKind::Unreachable
-                | FailureKind::Unknown
-                | FailureKind::NotTrusted
-                | FailureKind::CertificateMismatch
+            FailureKind::Unreachable | FailureKind::Unknown | FailureKind::CertificateMismatch
         );
         if lost {
             reached.follower.suspect(error);

@@ -9,6 +9,7 @@ use berth_core::moves::Wish;
 use berth_core::plan::{self, Decision, Desired, ServerView, Verdict, World};
 use berth_core::records::{Record, RecordError, Records};
 use berth_core::status;
+use futures::FutureExt;
 use jiff::Timestamp;
 use tokio::sync::broadcast;
 
@@ -182,6 +183,15 @@ impl Engine {
         }
     }
 
+    /// Reads the records of these namespaces, so that slots and marks of all moves are known before the first placement
+    /// is looked at.
+    pub async fn load(&self, namespaces: impl IntoIterator<Item = &str>) -> Result<(), RecordError> {
+        for namespace in namespaces {
+            self.load_book(namespace).await?;
+        }
+        Ok(())
+    }
+
     async fn load_book(&self, namespace: &str) -> Result<(), RecordError> {
         if !self.book.is_loaded(namespace) {
             self.book.load(namespace, self.records.list(namespace).await?);
@@ -194,6 +204,10 @@ impl Engine {
         let key = Key::new(&desired.namespace, &desired.name);
         let before = desired.status.clone();
         self.placement_seen(&desired);
+        if self.placements.is_current(&desired) {
+            // this pass answers it
+            let _ = self.placements.interrupt(&key).notified().now_or_never();
+        }
         self.load_book(&desired.namespace).await?;
         desired.handle_request();
         let mut events = Vec::new();
@@ -209,7 +223,7 @@ impl Engine {
                 } else if status::is_leftover(&driven.record, self.env.now()) {
                     look_again = sooner(look_again, Some(LEFTOVER));
                     leftover = Some(driven.record);
-                } else if driven.look_again.is_some() {
+                } else {
                     in_hand = Some(driven.record);
                 }
             }

@@ -61,18 +61,26 @@ fn key_of(desired: &Desired) -> Key {
     Key::new(&desired.namespace, &desired.name)
 }
 
+fn asked(desired: &Desired) -> Asked {
+    Asked {
+        generation: desired.generation,
+        deleting: desired.deleting,
+        approve: desired.approve.clone(),
+        requested_at: desired.requested_at.clone(),
+    }
+}
+
 impl Placements {
     /// Takes over a placement as it is now. Interrupts its move if something else is asked for. `true`: others that want
     /// the same instance have to look again.
     pub fn seen(&self, desired: &Desired) -> bool {
         let key = key_of(desired);
         let mut table = lock(&self.table);
-        let asked = Asked {
-            generation: desired.generation,
-            deleting: desired.deleting,
-            approve: desired.approve.clone(),
-            requested_at: desired.requested_at.clone(),
-        };
+        let asked = asked(desired);
+        let newer = |k: &Known| k.uid == desired.uid && k.asked.generation > desired.generation;
+        if table.known.get(&key).is_some_and(newer) {
+            return false;
+        }
         let old = table.take(&key).filter(|k| k.uid == desired.uid);
         let interrupt = old.as_ref().map(|k| k.interrupt.clone()).unwrap_or_default();
         if old.as_ref().is_some_and(|k| k.asked != asked) {
@@ -98,6 +106,13 @@ impl Placements {
         };
         table.put(key, known);
         !same
+    }
+
+    /// Whether nothing newer is known of a placement: what interrupted it before is then no news.
+    pub fn is_current(&self, desired: &Desired) -> bool {
+        let table = lock(&self.table);
+        let known = table.known.get(&key_of(desired));
+        known.is_some_and(|k| k.asked == asked(desired))
     }
 
     /// Takes over where its instance is.

@@ -144,7 +144,7 @@ impl PowerChanges {
             at: at.clone(),
             request,
         };
-        driver.tasks().spawn(key, effect, server, None);
+        driver.tasks().spawn(key, None, effect, server, None);
         Ok(None)
     }
 

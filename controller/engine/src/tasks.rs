@@ -5,17 +5,21 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use berth_api::moves::MoveNames;
+use berth_core::model::{InstanceRef, Power};
 use berth_core::moves::{Effect, EffectKind, Outcome, Request, Task};
 use berth_core::server::{FailureKind, PowerAction, Progress, Result, Server, ServerError};
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
 use crate::transfer::{self, Side};
 use crate::{Change, Changes, Key, lock};
 
 /// A server gets that much longer for a stop than the guest.
 const GRACE: Duration = Duration::from_secs(5);
+/// How often an instance is looked at that another stop brings down.
+const LOOK: Duration = Duration::from_millis(500);
 /// Progress is shown at most that often.
 const PROGRESS: Duration = Duration::from_secs(5);
 
@@ -32,6 +36,8 @@ struct Slot {
 
 struct Shared {
     effect: EffectKind,
+    /// The names in the record when it began: with others it belongs to the past.
+    names: Option<MoveNames>,
     state: Mutex<State>,
     ended: watch::Sender<bool>,
     cancel: watch::Sender<u32>,
@@ -120,10 +126,32 @@ impl Tasks {
         }
     }
 
-    /// Carries out an effect on `server`; a transfer on `pair`.
-    pub fn spawn(&self, record: &Key, effect: Effect, server: Arc<dyn Server>, pair: Option<Pair>) {
+    /// Drops what was begun for other names than those the record has now: another process went on with the move.
+    pub fn drop_foreign(&self, record: &Key, names: Option<&MoveNames>) {
+        let mut slots = lock(&self.slots);
+        let foreign = slots.get(record).is_some_and(|s| s.shared.names.as_ref() != names);
+        let dropped = foreign.then(|| slots.remove(record)).flatten();
+        dropped.into_iter().for_each(|slot| slot.abort.abort());
+    }
+
+    /// Drops everything.
+    pub fn clear(&self) {
+        let slots = std::mem::take(&mut *lock(&self.slots));
+        slots.values().for_each(|s| s.abort.abort());
+    }
+
+    /// Carries out an effect on `server`; a transfer on `pair`. `names` are those in the record.
+    pub fn spawn(
+        &self,
+        record: &Key,
+        names: Option<MoveNames>,
+        effect: Effect,
+        server: Arc<dyn Server>,
+        pair: Option<Pair>,
+    ) {
         let shared = Arc::new(Shared {
             effect: effect.kind,
+            names,
             state: Mutex::default(),
             ended: watch::Sender::new(false),
             cancel: watch::Sender::new(0),
@@ -158,9 +186,7 @@ impl Tasks {
 
 impl Drop for Tasks {
     fn drop(&mut self) {
-        for slot in lock(&self.slots).values() {
-            slot.abort.abort();
-        }
+        self.clear();
     }
 }
 
@@ -176,7 +202,7 @@ impl Drop for Awaited<'_> {
 async fn perform(effect: Effect, server: &dyn Server, pair: Option<Pair>, shared: &Shared) -> Result<()> {
     let attempted = format!("{} {}", effect.kind.as_str(), effect.at);
     let at = &effect.at;
-    let (operation, limit) = match effect.request {
+    let operation = match effect.request {
         Request::Patch { change, etag } => return server.patch(at, &change, &etag).await,
         Request::Put { definition, etag } => return server.put(at, &definition, &etag).await,
         Request::Transfer(transfer) => {
@@ -193,15 +219,37 @@ async fn perform(effect: Effect, server: &dyn Server, pair: Option<Pair>, shared
         // only a transfer can be cancelled, and then it is still in hand: see `Tasks::cancel`
         Request::Cancel => return Ok(()),
         Request::CancelOperation(id) => return server.cancel(&id).await,
-        Request::Stop { timeout } => (
-            server.set_power(at, PowerAction::Stop { timeout }).await?,
-            Some(timeout + GRACE),
-        ),
-        Request::ForceStop => (server.set_power(at, PowerAction::ForceStop).await?, None),
-        Request::Start { stateful } => (server.set_power(at, PowerAction::Start { stateful }).await?, None),
-        Request::Rename { name } => (server.rename(at, &name).await?, None),
-        Request::Remove => (server.remove(at).await?, None),
-        Request::Relocate(to) => (server.relocate(at, &to).await?, None),
+        Request::Stop { timeout } => {
+            let deadline = Instant::now() + timeout + GRACE;
+            let stop = server.set_power(at, PowerAction::Stop { timeout }).await;
+            let stopped = match stop {
+                Ok(operation) => transfer::finished(server, &attempted, &operation, Some(timeout + GRACE)).await,
+                Err(error) => Err(error),
+            };
+            return match stopped {
+                Err(error) if error.kind == FailureKind::Busy => stopped_by(server, at, error, deadline).await,
+                stopped => stopped,
+            };
+        }
+        Request::ForceStop => server.set_power(at, PowerAction::ForceStop).await?,
+        Request::Start { stateful } => server.set_power(at, PowerAction::Start { stateful }).await?,
+        Request::Rename { name } => server.rename(at, &name).await?,
+        Request::Remove => server.remove(at).await?,
+        Request::Relocate(to) => server.relocate(at, &to).await?,
     };
-    transfer::finished(server, &attempted, &operation, limit).await
+    transfer::finished(server, &attempted, &operation, None).await
+}
+
+/// The server is busy with the instance already, most likely with a stop that a process before this one asked for: it
+/// is not asked again, but looked at until the guest is down or its time is over.
+async fn stopped_by(server: &dyn Server, at: &InstanceRef, busy: ServerError, deadline: Instant) -> Result<()> {
+    while Instant::now() < deadline {
+        sleep(LOOK).await;
+        match server.instance(at).await? {
+            Some(fresh) if fresh.instance.power == Power::Stopped => return Ok(()),
+            Some(_) => {}
+            None => return Err(busy),
+        }
+    }
+    Err(busy)
 }

@@ -54,8 +54,19 @@ pub(crate) async fn finished(
 ) -> Result<()> {
     match ended(server, operation, limit.map(|l| Instant::now() + l)).await {
         Ended::Succeeded => Ok(()),
-        Ended::Failed(message) => Err(ServerError::new(FailureKind::Refused, attempted, message)),
+        Ended::Failed(message) => Err(ServerError::new(kind_of(&message), attempted, message)),
         Ended::Unknown(message) => Err(ServerError::new(FailureKind::Unknown, attempted, message)),
+    }
+}
+
+/// An operation that fails has only a text, alike on both products.
+fn kind_of(message: &str) -> FailureKind {
+    if message.contains("Instance is busy running") {
+        FailureKind::Busy
+    } else if message.contains("already exists") {
+        FailureKind::AlreadyExists
+    } else {
+        FailureKind::Refused
     }
 }
 
