@@ -1,6 +1,8 @@
 //! What people, guests and hosts do to the world: make servers and instances, start and stop them, write data, pull plugs.
 //! All of it happens at once and asks no hook.
 
+use std::time::Duration;
+
 use berth_core::marks;
 use berth_core::model::{
     Change, Config, Devices, InstanceKind, InstanceRef, Member, MemberStatus, Network, Pool, Product, Profile, Project,
@@ -215,6 +217,22 @@ impl World {
             if let Some(h) = s.servers.get_mut(server) {
                 h.cut = false;
             }
+        });
+    }
+
+    /// Nobody reaches the server for so long.
+    pub fn cut_off_for(&self, server: &str, duration: Duration) {
+        self.partition(server);
+        let server = server.to_owned();
+        self.after(duration, move |w| w.heal(&server));
+    }
+
+    /// Does something later.
+    pub fn after(&self, duration: Duration, act: impl FnOnce(&World) + Send + 'static) {
+        let world = self.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(duration).await;
+            act(&world);
         });
     }
 
