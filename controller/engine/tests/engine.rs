@@ -326,13 +326,12 @@ fn marks_that_come_back_with_a_snapshot_are_taken_off() {
             .any(|s| s.name == "meanwhile")
         {
             town.world.restore_snapshot("b", &at("web-1"), "meanwhile").unwrap();
-            sleep(Duration::from_secs(5)).await;
+            town.until("marks and guard are off", |t| {
+                let i = t.world.instance("b", &at("web-1")).unwrap();
+                !i.config.contains_key("user.berth.move") && !i.devices.contains_key("berth-guard")
+            })
+            .await;
             town.until_placed("web-1", "b").await;
-            let i = town.world.instance("b", &at("web-1")).unwrap();
-            assert!(
-                !i.config.contains_key("user.berth.move") && !i.devices.contains_key("berth-guard"),
-                "{i:?}"
-            );
         }
     });
 }
