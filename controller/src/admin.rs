@@ -1,8 +1,8 @@
 //! What the process shows of itself over HTTP: `/livez`, `/readyz`, `/metrics`. Nothing can be changed here.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
@@ -21,10 +21,12 @@ const RETRY: Duration = Duration::from_secs(5);
 pub(crate) struct Shown {
     /// Whether everything was listed once. A follower is ready, too.
     pub ready: AtomicBool,
-    pub metrics: Arc<Metrics>,
-    /// Brings up to date what is counted only when somebody asks.
-    pub refresh: std::sync::Mutex<Option<Box<dyn Fn(&Metrics) + Send>>>,
+    metrics: Arc<Metrics>,
+    refresh: Mutex<Option<Refresh>>,
 }
+
+/// Brings up to date what is counted only when somebody asks.
+pub(crate) type Refresh = Box<dyn Fn(&Metrics) + Send>;
 
 impl Shown {
     /// Nothing is ready yet.
@@ -32,8 +34,21 @@ impl Shown {
         Arc::new(Self {
             ready: AtomicBool::new(false),
             metrics,
-            refresh: std::sync::Mutex::default(),
+            refresh: Mutex::default(),
         })
+    }
+
+    pub fn metrics(&self) -> Arc<Metrics> {
+        self.metrics.clone()
+    }
+
+    /// Who is asked before numbers are shown.
+    pub fn refresh_with(&self, refresh: Option<Refresh>) {
+        *self.lock() = refresh;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Refresh>> {
+        self.refresh.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -77,11 +92,9 @@ fn router(shown: Arc<Shown>) -> Router {
 }
 
 fn exposition(shown: &Shown) -> Response {
-    let refresh = shown.refresh.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    if let Some(refresh) = refresh.as_ref() {
+    if let Some(refresh) = shown.lock().as_ref() {
         refresh(&shown.metrics);
     }
-    drop(refresh);
     let content = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     match shown.metrics.text() {
         Ok(text) => ([(header::CONTENT_TYPE, content)], text).into_response(),

@@ -82,21 +82,6 @@ impl Leadership {
         let _ = self.leads.subscribe().wait_for(|leads| *leads).await;
     }
 
-    /// Waits until this process does not lead any more.
-    pub async fn lost(&self) {
-        let mut leads = self.leads.subscribe();
-        loop {
-            let left = self.remaining();
-            if left.is_zero() {
-                return;
-            }
-            tokio::select! {
-                () = sleep(left.min(DURATION)) => {}
-                _ = leads.changed() => {}
-            }
-        }
-    }
-
     fn extend(&self, since: (Instant, SystemTime)) {
         self.set(Held::Until {
             monotonic: since.0 + DURATION,
@@ -150,18 +135,9 @@ impl Unchanged {
     }
 }
 
-/// Takes part in the election until dropped: claims the Lease once `eligible`, renews it, says so in `leadership`.
-/// Ends when a lease that was held is lost.
-pub(crate) async fn run(
-    client: Client,
-    election: &Election,
-    leadership: &Leadership,
-    mut eligible: watch::Receiver<bool>,
-) {
+/// Takes part in the election: claims the Lease, renews it, says so in `leadership`. Ends when the lease is lost.
+pub(crate) async fn run(client: Client, election: &Election, leadership: &Leadership) {
     let api: Api<Lease> = Api::namespaced(client, &election.namespace);
-    if eligible.wait_for(|e| *e).await.is_err() {
-        return;
-    }
     let lease = claim(&api, election, leadership).await;
     tracing::info!(lease = %election.name, namespace = %election.namespace, identity = %election.identity, "leads");
     renew(&api, election, leadership, lease).await;

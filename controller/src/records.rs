@@ -165,17 +165,18 @@ impl Records for KubeRecords {
     async fn release(&self, record: &Record) -> Result<(), RecordError> {
         let key = |name: &str| Key::new(&record.namespace, name);
         let (from, to) = (&record.spec.from.server, &record.spec.to.server);
-        self.store.release_placement(&key(&record.spec.placement)).await?;
         self.store.release_server(&key(from)).await?;
         if to != from {
             self.store.release_server(&key(to)).await?;
         }
-        // the record last: as long as it has its finalizer, the others can be found
-        let _order = self.store.finalizers.lock().await;
-        Ok(self
-            .store
-            .let_go::<InstanceMove>(&record.namespace, &record.name)
-            .await?)
+        {
+            let _order = self.store.finalizers.lock().await;
+            self.store
+                .let_go::<InstanceMove>(&record.namespace, &record.name)
+                .await?;
+        }
+        // the placement last: as long as it has the finalizer, the rest is tried again
+        Ok(self.store.release_placement(&key(&record.spec.placement)).await?)
     }
 }
 
@@ -212,12 +213,6 @@ impl Store {
             self.let_go::<InstanceServer>(&key.namespace, &key.name).await?;
         }
         Ok(())
-    }
-
-    /// Takes our finalizer off a record that is over.
-    pub async fn release_move(&self, key: &Key) -> Result<(), StoreError> {
-        let _order = self.finalizers.lock().await;
-        self.let_go::<InstanceMove>(&key.namespace, &key.name).await
     }
 
     /// The open moves that need an InstanceServer.

@@ -1,0 +1,246 @@
+//! One pass over an InstancePlacement: what the object wants goes into the engine, what the engine says goes into status
+//! and Events. Also what is to be done about records whose placement is gone, and tidying up after moves.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use berth_api::{InstanceMove, InstancePlacement, Outcome, keys};
+use berth_core::plan::Desired;
+use berth_core::records::{RecordError, Records};
+use berth_engine::{Engine, Happening, Key, Pass};
+use futures::future::join;
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::ObjectReference;
+use kube::api::DeleteParams;
+use kube::{Resource, ResourceExt};
+
+use crate::abandon;
+use crate::events;
+use crate::records::{KubeRecords, is_open, record_of};
+use crate::report::{Reporter, Writes};
+use crate::store::{Store, StoreError};
+
+/// Finished moves of a placement that are kept.
+const KEPT: usize = 5;
+/// When a pass that failed is made again.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// All placements.
+pub(crate) struct Placements {
+    pub store: Arc<Store>,
+    pub engine: Arc<Engine>,
+    pub records: Arc<KubeRecords>,
+    pub identity: String,
+    pub writes: Writes,
+}
+
+/// What a placement wants, as the engine reads it.
+pub(crate) fn desired_of(object: &InstancePlacement) -> Desired {
+    let annotation = |key: &str| object.annotations().get(key).filter(|v| !v.is_empty()).cloned();
+    let created = object.metadata.creation_timestamp.as_ref();
+    Desired {
+        namespace: object.namespace().unwrap_or_default(),
+        name: object.name_any(),
+        uid: object.uid().unwrap_or_default(),
+        generation: object.metadata.generation.unwrap_or_default(),
+        created_at: created.map_or(Timestamp::UNIX_EPOCH, |t| t.0),
+        deleting: object.metadata.deletion_timestamp.is_some(),
+        approve: annotation(keys::APPROVE),
+        requested_at: annotation(keys::REQUESTED_AT),
+        spec: object.spec.clone(),
+        status: object.status.clone().unwrap_or_default(),
+    }
+}
+
+impl Placements {
+    /// Looks at one and does what is to be done; says when to look again.
+    pub async fn pass(self: Arc<Self>, key: Key) -> Option<Duration> {
+        let object = self.store.placements.get(&key)?;
+        if !self.store.gate.may_act() {
+            return Some(RETRY);
+        }
+        self.abandon(&object).await;
+        let reporter = Reporter::new(&self.store, &self.writes, &key, object.clone());
+        let reconciling = async {
+            let pass = self.engine.reconcile(desired_of(&object), &reporter).await;
+            reporter.end();
+            pass
+        };
+        let (pass, ()) = join(reconciling, reporter.write_until_end()).await;
+        let Pass {
+            status,
+            events,
+            look_again,
+        } = match pass {
+            Ok(pass) => pass,
+            Err(error) => {
+                say_failed(&key, &error);
+                return Some(RETRY);
+            }
+        };
+        let waits = match reporter.write(&status).await {
+            Ok(waits) => waits,
+            Err(StoreError::NotFound(_) | StoreError::Conflict(_)) => None,
+            Err(error) => {
+                tracing::warn!(placement = %key, %error, "tried again");
+                Some(RETRY)
+            }
+        };
+        self.publish(&object, &events).await;
+        let tidied = self.tidy(&key, &object, &events).await;
+        [waits, look_again, tidied].into_iter().flatten().min()
+    }
+
+    /// Carries on the moves of a namespace whose placements are gone; says when to look again.
+    pub async fn orphans(self: Arc<Self>, namespace: String) -> Option<Duration> {
+        if !self.store.gate.may_act() {
+            return Some(RETRY);
+        }
+        for orphan in self.orphaned(&namespace, true) {
+            self.abandon_move(&orphan, None).await;
+        }
+        let again = match self.engine.drive_orphans(&namespace).await {
+            Ok(again) => again,
+            Err(error) => {
+                say_failed(&Key::new(&namespace, "orphans"), &error);
+                Some(RETRY)
+            }
+        };
+        for over in self.orphaned(&namespace, false) {
+            if let Err(error) = self.records.release(&record_of(&over)).await {
+                tracing::debug!(record = %over.name_any(), %error, "tried again");
+                return Some(RETRY);
+            }
+        }
+        again
+    }
+
+    /// Records of a namespace that no placement owns and that still hold something.
+    fn orphaned(&self, namespace: &str, open: bool) -> Vec<Arc<InstanceMove>> {
+        let mine =
+            |m: &InstanceMove| m.metadata.namespace.as_deref() == Some(namespace) && is_open(m) == open && is_held(m);
+        let mut all = self.store.moves.list(mine);
+        all.retain(|m| !self.has_placement(m));
+        all
+    }
+
+    /// Whether the placement that a record was made for still exists.
+    pub fn has_placement(&self, object: &InstanceMove) -> bool {
+        let key = Key::new(object.namespace().unwrap_or_default(), &object.spec.placement);
+        let placement = self.store.placements.get(&key);
+        placement.is_some_and(|p| p.metadata.uid.as_deref() == Some(object.spec.placement_uid.as_str()))
+    }
+
+    async fn publish(&self, object: &InstancePlacement, events: &[Happening]) {
+        let about = object.object_ref(&());
+        for happening in events {
+            let related = happening.record.as_ref().map(|name| ObjectReference {
+                name: Some(name.clone()),
+                namespace: object.namespace(),
+                api_version: Some(InstanceMove::api_version(&()).into_owned()),
+                kind: Some(InstanceMove::kind(&()).into_owned()),
+                ..ObjectReference::default()
+            });
+            events::publish(&self.store, &self.identity, &about, related, happening).await;
+        }
+    }
+
+    /// Takes finalizers off what no move needs any more, and deletes old records.
+    async fn tidy(&self, key: &Key, object: &InstancePlacement, events: &[Happening]) -> Option<Duration> {
+        let ended = events.iter().any(|h| Outcome::parse(&h.reason).is_some());
+        // as it is after the pass: that has set and removed finalizers
+        let held = self.store.placements.get(key).is_some_and(|o| is_held(o.as_ref()));
+        if !ended && !held {
+            return None;
+        }
+        let uid = object.uid().unwrap_or_default();
+        let mut moves = self.store.moves.list(|m| m.spec.placement_uid == uid && !is_open(m));
+        let open = self.store.moves.list(|m| m.spec.placement_uid == uid && is_open(m));
+        let done = async {
+            if open.is_empty() {
+                for held in moves.iter().filter(|m| is_held(m.as_ref())) {
+                    self.records.release(&record_of(held)).await?;
+                }
+                self.store.release_placement(key).await?;
+            }
+            moves.sort_by_key(|m| std::cmp::Reverse(m.spec.attempt));
+            for old in moves
+                .iter()
+                .skip(KEPT)
+                .filter(|m| m.metadata.deletion_timestamp.is_none())
+            {
+                self.delete_move(old).await?;
+            }
+            Ok::<(), RecordError>(())
+        };
+        match done.await {
+            Ok(()) => None,
+            Err(error) => {
+                tracing::debug!(placement = %key, %error, "tried again");
+                Some(RETRY)
+            }
+        }
+    }
+
+    async fn delete_move(&self, object: &InstanceMove) -> Result<(), StoreError> {
+        let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
+        let api = self.store.api::<InstanceMove>(&namespace);
+        let what = format!("delete InstanceMove {namespace}/{name}");
+        match self
+            .store
+            .write(&what, api.delete(&name, &DeleteParams::background()))
+            .await
+        {
+            Ok(_) | Err(StoreError::NotFound(_)) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Lets go of moves that a person gave up by annotation.
+    async fn abandon(&self, placement: &InstancePlacement) {
+        let uid = placement.uid().unwrap_or_default();
+        let named = placement.annotations().get(keys::ABANDON).map(String::as_str);
+        let any = named.is_some() || placement.finalizers().iter().any(|f| f == keys::FINALIZER);
+        if !any {
+            return;
+        }
+        for open in self.store.moves.list(|m| m.spec.placement_uid == uid && is_open(m)) {
+            self.abandon_move(&open, named).await;
+        }
+    }
+
+    async fn abandon_move(&self, object: &InstanceMove, named: Option<&str>) {
+        let name = object.name_any();
+        let own = object.annotations().get(keys::ABANDON).map(String::as_str);
+        if named != Some(name.as_str()) && own != Some(name.as_str()) {
+            return;
+        }
+        let view = |server: &str| {
+            let key = Key::new(object.namespace().unwrap_or_default(), server);
+            self.engine.server(&key).and_then(|v| v.facts)
+        };
+        let (record, happening) = abandon::given_up(record_of(object), view, Timestamp::now());
+        match self.records.swap(&record).await {
+            Ok(closed) => {
+                self.engine.record_seen(&closed);
+                let about = object.object_ref(&());
+                events::publish(&self.store, &self.identity, &about, None, &happening).await;
+            }
+            Err(error) => tracing::warn!(record = %name, %error, "cannot be given up now"),
+        }
+    }
+}
+
+/// Whether an object carries our finalizer.
+pub(crate) fn is_held(object: &impl ResourceExt) -> bool {
+    object.finalizers().iter().any(|f| f == keys::FINALIZER)
+}
+
+fn say_failed(key: &Key, error: &RecordError) {
+    match error {
+        RecordError::Conflict(_) => tracing::debug!(placement = %key, %error, "looked at again"),
+        RecordError::NotFound(_) | RecordError::Unavailable(_) => {
+            tracing::warn!(placement = %key, %error, "looked at again");
+        }
+    }
+}
