@@ -1,0 +1,374 @@
+//! Moves by Berth beside moves by hand: the same servers, container and pool, alternating in one run.
+//!
+//! Prints tables and writes docs/benchmarks.md. Downtime is measured inside the container, which notes the machine's uptime
+//! every few milliseconds: the largest gap is the time in which it did not run.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::path::Path;
+use std::process::{Command, ExitCode};
+use std::time::{Duration, Instant};
+
+use berth_tests::{Needs, NewInstance, Placement, Product, Server, Suite, Test, reason, wait_for};
+use kube::api::DynamicObject;
+use kube::runtime::wait::await_condition;
+use serde_json::{Value, json};
+
+#[path = "../road/mod.rs"]
+mod road;
+
+use road::{Road, SOON};
+
+/// Moves of each kind per pair and pool.
+const RUNS: usize = 10;
+/// Edits whose first request is timed.
+const EDITS: usize = 20;
+/// What Berth may add to the whole, to the downtime, and take before its first request, in seconds.
+const TARGETS: [f64; 3] = [0.5, 0.25, 0.1];
+
+/// `cargo bench` says `--bench`, which a runner of tests takes for "run none"; and what is measured is the release build.
+fn main() -> ExitCode {
+    if std::env::var_os("BERTH_BIN").is_some() && !std::env::args().any(|arg| arg == "--bench") {
+        return Suite::new("bench", &[Needs::Kube, Needs::Lab])
+            .timeout(Duration::from_secs(1800))
+            .together("moves by berth are measured beside moves by hand", measure)
+            .main();
+    }
+    match again_with_release_build() {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            let _ = writeln!(std::io::stderr(), "bench: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn again_with_release_build() -> std::io::Result<bool> {
+    let me = std::env::current_exe()?;
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let build = ["build", "--quiet", "--release", "--package", "berth", "--bin", "berth"];
+    if !Command::new(cargo).args(build).current_dir(root()).status()?.success() {
+        return Ok(false);
+    }
+    // TARGET/release/deps/PROGRAM
+    let release = me
+        .ancestors()
+        .nth(2)
+        .unwrap_or(Path::new("target/release"))
+        .join("berth");
+    let args = std::env::args_os().skip(1).filter(|arg| arg != "--bench");
+    Ok(Command::new(&me)
+        .args(args)
+        .env("BERTH_BIN", release)
+        .status()?
+        .success())
+}
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."))
+}
+
+/// Seconds, one per run.
+#[derive(Default)]
+struct Times(Vec<f64>);
+
+impl Times {
+    fn add(&mut self, seconds: f64) {
+        self.0.push(seconds);
+        self.0.sort_by(f64::total_cmp);
+    }
+
+    fn median(&self) -> f64 {
+        let n = self.0.len();
+        if n == 0 {
+            return f64::NAN;
+        }
+        (self.0[(n - 1) / 2] + self.0[n / 2]) / 2.0
+    }
+
+    /// `1.234 [1.200-1.300]`
+    fn shown(&self) -> String {
+        let edge = |value: Option<&f64>| value.copied().unwrap_or(f64::NAN);
+        format!(
+            "{:.3} [{:.3}-{:.3}]",
+            self.median(),
+            edge(self.0.first()),
+            edge(self.0.last())
+        )
+    }
+}
+
+/// What was measured for one pair of servers and one pool.
+#[derive(Default)]
+struct Measured {
+    what: String,
+    cli: [Times; 2],
+    berth: [Times; 2],
+    steps: BTreeMap<usize, (String, Times)>,
+}
+
+async fn measure(test: Test) {
+    let first = first_request(&test).await;
+    // from here on without proxies
+    test.add_servers(&["i1", "i2", "l1", "l2"]).await;
+    let controller = test.controller().await;
+    let mut all = Vec::new();
+    for (one, other) in [("i1", "i2"), ("l1", "l2")] {
+        for pool in ["default", "btr"] {
+            all.push(side_by_side(&test, one, other, pool).await);
+        }
+    }
+    controller.kill().await;
+    let text = report(&all, &first);
+    let path = root().join("docs/benchmarks.md");
+    std::fs::write(&path, &text).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    let _ = writeln!(std::io::stdout(), "\n{text}");
+    let missed = missed(&all, &first);
+    assert!(missed.is_empty(), "missed: {missed:#?}");
+}
+
+//---------------------------------------------------------------- an edit and the first request
+
+/// From the answer to the edit to the first request about the instance at either server.
+async fn first_request(test: &Test) -> Times {
+    let road = Road::between(test, "i1", "i2").await;
+    let name = test.unique("edit");
+    let new = NewInstance {
+        start: false,
+        ..NewInstance::default()
+    };
+    test.lab().server("i1").create(&name, &new).await;
+    test.place(&Placement::new(&name, "i1")).await;
+    let controller = test.controller().await;
+    test.wait_in_place(&name, "i1", SOON).await;
+    let mut times = Times::default();
+    for edit in 0..EDITS {
+        let to = ["i2", "i1"][edit % 2];
+        let begun = Instant::now();
+        test.retarget(&name, json!({"server": to})).await;
+        let answered = Instant::now();
+        let first = wait_for("the first request", SOON, || async {
+            let about = |seen: &berth_tests::Seen| seen.at >= begun && seen.path.contains(&name);
+            let seen = road.proxies().flat_map(berth_tests::Proxy::seen);
+            seen.filter(about)
+                .map(|seen| seen.at)
+                .min()
+                .ok_or_else(|| "none".to_owned())
+        })
+        .await;
+        times.add(first.saturating_duration_since(answered).as_secs_f64());
+        test.wait_in_place(&name, to, SOON).await;
+    }
+    test.delete("InstancePlacement", &name).await;
+    controller.kill().await;
+    times
+}
+
+//---------------------------------------------------------------- moves side by side
+
+async fn side_by_side(test: &Test, one: &str, other: &str, pool: &str) -> Measured {
+    let (mut here, mut there) = (test.lab().server(one), test.lab().server(other));
+    let name = test.unique(&format!("web-{one}-{pool}"));
+    let new = NewInstance {
+        megabytes: 4,
+        ..NewInstance::on_pool(pool)
+    };
+    here.create(&name, &new).await;
+    here.write_file(&name, "/etc/tick", "0.01").await;
+    let driver = if pool == "btr" { "btrfs" } else { "dir" };
+    let mut measured = Measured {
+        what: format!("{:?} {}, {driver}", here.product, here.version),
+        ..Measured::default()
+    };
+    // either goes first in turn, so that both go in both directions
+    for by_berth in (0..RUNS).flat_map(|run| [run % 2 == 0, run % 2 != 0]) {
+        test.place(&Placement::new(&name, &here.name)).await;
+        test.wait_in_place(&name, &here.name, SOON).await;
+        if !by_berth {
+            test.delete("InstancePlacement", &name).await;
+        }
+        here.write_file(&name, "/var/log/ticks", "").await;
+        ticking(here, &name, 5).await;
+        let begun = Instant::now();
+        if by_berth {
+            move_by_berth(test, &name, there).await;
+        } else {
+            move_by_hand(test, &name, here, there).await;
+        }
+        let total = begun.elapsed().as_secs_f64();
+        std::mem::swap(&mut here, &mut there);
+        let downtime = largest_gap(&ticks_of_both(here, &name).await);
+        let times = if by_berth {
+            &mut measured.berth
+        } else {
+            &mut measured.cli
+        };
+        times[0].add(total);
+        times[1].add(downtime);
+        if by_berth {
+            add_steps(&mut measured, test.moves(&name).await.last().unwrap_or(&Value::Null));
+        }
+    }
+    let _ = writeln!(std::io::stdout(), "{}", row(&measured));
+    test.delete("InstancePlacement", &name).await;
+    here.delete(&name).await.unwrap_or_else(|error| panic!("{error}"));
+    measured
+}
+
+async fn move_by_berth(test: &Test, name: &str, to: &Server) {
+    let api = test.kube().api("InstancePlacement", &test.namespace());
+    test.retarget(name, json!({"server": to.name})).await;
+    let server = to.name.clone();
+    let placed = move |object: Option<&DynamicObject>| {
+        let object = json!(object);
+        reason(&object) == "True/InPlace"
+            && object["status"]["location"]["server"] == server
+            && object["status"]["observedGeneration"] == object["metadata"]["generation"]
+    };
+    let placed = tokio::time::timeout(SOON, await_condition(api, name, placed)).await;
+    let placed = placed.unwrap_or_else(|_| panic!("{name} did not arrive"));
+    placed.unwrap_or_else(|error| panic!("watching {name}: {error}"));
+}
+
+async fn move_by_hand(test: &Test, name: &str, from: &Server, to: &Server) {
+    let (source, target) = (format!("{}:{name}", from.name), format!("{}:{name}", to.name));
+    for args in [
+        &["stop", &source][..],
+        &["move", &source, &target, "-q"],
+        &["start", &target],
+    ] {
+        let done = match from.product {
+            Product::Incus => test.lab().incus(args).await,
+            Product::Lxd => test.lab().lxc(args).await,
+        };
+        done.unwrap_or_else(|error| panic!("{args:?}: {error}"));
+    }
+}
+
+/// Times at which the container ran.
+async fn ticking(server: &Server, name: &str, at_least: usize) -> Vec<f64> {
+    wait_for(&format!("{name} to tick"), SOON, || async {
+        let ticks = ticks(server, name).await;
+        if ticks.len() >= at_least {
+            Ok(ticks)
+        } else {
+            Err(format!("{} ticks", ticks.len()))
+        }
+    })
+    .await
+}
+
+/// As [`ticking`], once some of them are from after the move.
+async fn ticks_of_both(server: &Server, name: &str) -> Vec<f64> {
+    let before = ticks(server, name).await.len();
+    ticking(server, name, before + 5).await
+}
+
+async fn ticks(server: &Server, name: &str) -> Vec<f64> {
+    let log = server.read_file(name, "/var/log/ticks").await.unwrap_or_default();
+    let log = String::from_utf8_lossy(&log).into_owned();
+    log.lines()
+        .filter_map(|line| line.split(' ').next()?.parse().ok())
+        .collect()
+}
+
+fn largest_gap(ticks: &[f64]) -> f64 {
+    ticks.windows(2).map(|two| two[1] - two[0]).fold(0.0, f64::max)
+}
+
+/// Where the time went, as the record of the move tells.
+fn add_steps(measured: &mut Measured, record: &Value) {
+    let status = &record["status"];
+    let mut times: Vec<(String, f64)> = Vec::new();
+    let mut note = |what: &str, at: &Value| {
+        let at: Option<jiff::Timestamp> = at.as_str().and_then(|at| at.parse().ok());
+        if let Some(at) = at {
+            times.push((what.to_owned(), at.as_duration().as_secs_f64()));
+        }
+    };
+    for step in status["steps"].as_array().into_iter().flatten() {
+        note(step["step"].as_str().unwrap_or_default(), &step["at"]);
+    }
+    note("finished", &status["finishedAt"]);
+    for (index, two) in times.windows(2).enumerate() {
+        let words = format!("{} → {}", two[0].0, two[1].0);
+        let entry = measured.steps.entry(index).or_insert_with(|| (words, Times::default()));
+        entry.1.add(two[1].1 - two[0].1);
+    }
+}
+
+//---------------------------------------------------------------- the report
+
+fn row(m: &Measured) -> String {
+    let added = |index: usize| m.berth[index].median() - m.cli[index].median();
+    format!(
+        "| {} | {} | {} | {:+.3} | {} | {} | {:+.3} |",
+        m.what,
+        m.cli[0].shown(),
+        m.berth[0].shown(),
+        added(0),
+        m.cli[1].shown(),
+        m.berth[1].shown(),
+        added(1)
+    )
+}
+
+fn report(all: &[Measured], first: &Times) -> String {
+    let mut text = format!(
+        "# Measured\n\n\
+         Written by `make bench`. A busybox container with 4 MB of data, moved between two servers on one machine; {RUNS} moves by\n\
+         Berth and {RUNS} by hand in turns, on the same servers, container and pool. By hand means `incus stop; incus move; incus\n\
+         start`, or the same with `lxc`. Median [smallest-largest], in seconds.\n\n\
+         - *Total* is by hand the time of the three commands; for Berth it is from the edit of `spec.target.server` until the\n  placement is Ready, which includes the end of the former source.\n\
+         - *Downtime* is the largest gap between two signs of life of the container itself.\n\n\
+         | servers, pool | total by hand | total by Berth | added | downtime by hand | downtime by Berth | added |\n\
+         |---|---|---|---|---|---|---|\n"
+    );
+    for measured in all {
+        let _ = writeln!(text, "{}", row(measured));
+    }
+    let _ = write!(
+        text,
+        "\nTargets: added total at most {:.1} s, added downtime at most {:.2} s.\n\n## From the edit to the first request\n\n\
+         From the API server's answer to an edit of `spec.target.server` until the first request about the instance reaches a server,\n\
+         {EDITS} times: {} s (target: median at most {:.1} s).\n\n## Where the time goes\n\n\
+         Medians of the times between the steps of the moves' records, in milliseconds. Downtime lies between Marked and Started.\n\n",
+        TARGETS[0],
+        TARGETS[1],
+        first.shown(),
+        TARGETS[2]
+    );
+    text.push_str("| from → to |");
+    all.iter().for_each(|m| text.push_str(&format!(" {} |", m.what)));
+    text.push_str("\n|---|");
+    all.iter().for_each(|_| text.push_str("---|"));
+    text.push('\n');
+    let steps = all.first().map(|m| m.steps.iter()).into_iter().flatten();
+    for (index, (words, _)) in steps {
+        let _ = write!(text, "| {words} |");
+        for measured in all {
+            let median = measured.steps.get(index).map_or(f64::NAN, |(_, times)| times.median());
+            let _ = write!(text, " {:.0} |", median * 1000.0);
+        }
+        text.push('\n');
+    }
+    text
+}
+
+fn missed(all: &[Measured], first: &Times) -> Vec<String> {
+    let mut missed = Vec::new();
+    for m in all {
+        for (index, what) in ["total", "downtime"].into_iter().enumerate() {
+            let added = m.berth[index].median() - m.cli[index].median();
+            if added > TARGETS[index] {
+                missed.push(format!("{}: {what} {added:+.3} s", m.what));
+            }
+        }
+    }
+    if first.median() > TARGETS[2] {
+        missed.push(format!("first request after {:.3} s", first.median()));
+    }
+    missed
+}

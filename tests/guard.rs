@@ -1,0 +1,333 @@
+//! Between the stop and the commit nobody can start either copy, whoever asks and at whatever step: the servers refuse.
+
+use std::time::Duration;
+
+use berth_tests::{NewInstance, Placement, Product, Server, Test, wait_for};
+use serde_json::{Value, json};
+
+use road::{Call, Road, Subject, Watch, intact, known, subject, with_data};
+
+mod road;
+
+berth_tests::suite! {
+    needs: [Kube, Lab],
+    together: [
+        nobody_starts_either_copy_at_any_step_on_incus_with_dir,
+        nobody_starts_either_copy_at_any_step_on_incus_with_btrfs,
+        nobody_starts_either_copy_at_any_step_on_lxd_with_dir,
+        nobody_starts_either_copy_at_any_step_on_lxd_with_btrfs,
+        a_person_who_starts_the_new_owner_first_does_no_harm,
+        in_a_restricted_project_the_name_is_not_found_on_incus,
+        in_a_restricted_project_the_name_is_not_found_on_lxd,
+    ],
+    alone: [
+        nobody_starts_either_copy_while_data_flow_on_incus,
+        nobody_starts_either_copy_while_data_flow_on_lxd,
+        a_source_whose_host_reboots_in_mid_move_stays_down_on_incus,
+        a_source_whose_host_reboots_in_mid_move_stays_down_on_lxd,
+    ],
+}
+
+/// What the move does next, from the first instant at which both copies are guarded until the source is gone.
+const GUARDED: [Call; 9] = [
+    Call::Offer,
+    Call::Create,
+    Call::Name,
+    Call::Named,
+    Call::Own,
+    Call::Start,
+    Call::Retire,
+    Call::Rename,
+    Call::Delete,
+];
+
+/// From here on the target's copy is the instance, and may be started.
+fn target_is_owner(next: Call) -> bool {
+    next > Call::Own
+}
+
+async fn nobody_starts_either_copy_at_any_step_on_incus_with_dir(test: Test) {
+    nobody_starts_either_copy(test, "i1", "i2", "default").await;
+}
+
+async fn nobody_starts_either_copy_at_any_step_on_incus_with_btrfs(test: Test) {
+    nobody_starts_either_copy(test, "i2", "i1", "btr").await;
+}
+
+async fn nobody_starts_either_copy_at_any_step_on_lxd_with_dir(test: Test) {
+    nobody_starts_either_copy(test, "l1", "l2", "default").await;
+}
+
+async fn nobody_starts_either_copy_at_any_step_on_lxd_with_btrfs(test: Test) {
+    nobody_starts_either_copy(test, "l2", "l1", "btr").await;
+}
+
+/// One instance for each step, all moves held there; somebody tries every copy that exists.
+async fn nobody_starts_either_copy(test: Test, from: &str, to: &str, pool: &str) {
+    let road = Road::between(&test, from, to).await;
+    let mut subjects = Vec::new();
+    for number in 0..GUARDED.len() {
+        subjects.push(subject(&test, from, &format!("n{number:02}"), &with_data(pool)).await);
+    }
+    let watch = Watch::begin(&road, &subjects);
+    let _controller = test.controller().await;
+    for subject in &subjects {
+        test.wait_in_place(&subject.name, from, road::SOON).await;
+    }
+    let names = subjects.iter().map(|s| s.name.as_str());
+    let wanted: Vec<(Call, &str)> = GUARDED.into_iter().zip(names).collect();
+    road.catch(&wanted);
+    for subject in &subjects {
+        test.retarget(&subject.name, json!({"server": to})).await;
+    }
+    road.caught().await;
+    for (next, subject) in GUARDED.into_iter().zip(&subjects) {
+        let copies = road.copies(&subject.uuid).await;
+        let expected = if next < Call::Name { 1 } else { 2 };
+        assert_eq!(copies.len(), expected, "copies before {}: {copies:?}", next.words());
+        for (server, name, _) in copies {
+            if server.name == from || !target_is_owner(next) {
+                refused(server, &name, next.words()).await;
+            }
+        }
+    }
+    road.release().await;
+    for subject in &subjects {
+        intact(&test, subject, to, 2..=2).await;
+    }
+    watch.end();
+}
+
+/// By the API and by the command line; the refusal says why.
+async fn refused(server: &Server, name: &str, before: &str) {
+    let error = match server.try_state(name, "start").await {
+        Ok(_) => panic!("before {before}: {name} was started on {}", server.name),
+        Err(error) => error.message,
+    };
+    assert!(
+        error.contains("held-by-berth"),
+        "before {before}: {name} on {}: {error}",
+        server.name
+    );
+}
+
+/// The same by the command line.
+async fn refused_to_the_command_line(test: &Test, server: &Server, name: &str) {
+    let instance = format!("{}:{name}", server.name);
+    let done = match server.product {
+        Product::Incus => test.lab().incus(&["start", &instance]).await,
+        Product::Lxd => test.lab().lxc(&["start", &instance]).await,
+    };
+    let error = done.expect_err("the server refuses");
+    assert!(error.contains("held-by-berth"), "{error}");
+}
+
+async fn a_person_who_starts_the_new_owner_first_does_no_harm(test: Test) {
+    let road = Road::between(&test, "i1", "i2").await;
+    let web = subject(&test, "i1", "web", &with_data("default")).await;
+    let _controller = test.controller().await;
+    test.wait_in_place(&web.name, "i1", road::SOON).await;
+    road.catch(&[(Call::Start, &web.name)]);
+    test.retarget(&web.name, json!({"server": "i2"})).await;
+    road.caught().await;
+    refused(test.lab().server("i1"), &web.name, "the start").await;
+    test.lab().server("i2").set_state(&web.name, "start").await;
+    road.release().await;
+    intact(&test, &web, "i2", 2..=2).await;
+}
+
+//---------------------------------------------------------------- while data flow
+
+async fn nobody_starts_either_copy_while_data_flow_on_incus(test: Test) {
+    while_data_flow(test, "i1", "i2").await;
+}
+
+async fn nobody_starts_either_copy_while_data_flow_on_lxd(test: Test) {
+    while_data_flow(test, "l1", "l2").await;
+}
+
+async fn while_data_flow(test: Test, from: &str, to: &str) {
+    let (source, target) = (test.lab().server(from), test.lab().server(to));
+    let road = Road::between(&test, from, to).await;
+    let new = NewInstance {
+        megabytes: 12,
+        ..with_data("default")
+    };
+    let web = subject(&test, from, "web", &new).await;
+    let watch = Watch::begin(&road, std::slice::from_ref(&web));
+    let _controller = test.controller().await;
+    test.wait_in_place(&web.name, from, road::SOON).await;
+    source.throttle("24mbit").await;
+    test.retarget(&web.name, json!({"server": to})).await;
+    let incoming = wait_for("the copy to be on its way", road::SOON, || async {
+        let copies = road.copies(&web.uuid).await;
+        let incoming = copies.into_iter().find(|(server, ..)| server.name == to);
+        incoming
+            .map(|(_, name, _)| name)
+            .ok_or_else(|| "no copy yet".to_owned())
+    })
+    .await;
+    // the refusals differ: the guard, or the transfer itself
+    for (server, name) in [(source, &web.name), (target, &incoming)] {
+        let refused = server.try_state(name, "start").await.expect_err("it cannot be started");
+        let known = ["held-by-berth", "is busy running"]
+            .iter()
+            .any(|part| refused.message.contains(part));
+        assert!(known, "{name} on {}: {refused}", server.name);
+        assert_eq!(road.copies(&web.uuid).await.len(), 2, "the transfer went on");
+    }
+    source.throttle("off").await;
+    intact(&test, &web, to, 2..=2).await;
+    watch.end();
+}
+
+//---------------------------------------------------------------- restricted projects
+
+async fn in_a_restricted_project_the_name_is_not_found_on_incus(test: Test) {
+    in_a_restricted_project(test, "i1", "i2").await;
+}
+
+async fn in_a_restricted_project_the_name_is_not_found_on_lxd(test: Test) {
+    in_a_restricted_project(test, "l1", "l2").await;
+}
+
+async fn in_a_restricted_project(test: Test, from: &str, to: &str) {
+    let road = Road::between(&test, from, to).await;
+    let project = test.unique("project");
+    let servers = [from, to].map(|name| test.lab().server(name));
+    for server in servers {
+        let body = json!({"name": project, "config": {"restricted": "true", "features.images": "false"}});
+        done(server.call("POST", "/1.0/projects", body).await);
+    }
+    let (source, target) = (servers[0], servers[1]);
+    let name = test.unique("web");
+    let new = NewInstance {
+        project: project.clone(),
+        ..NewInstance::default()
+    };
+    source.create(&name, &new).await;
+    let spec = json!({"instance": {"project": project}});
+    test.place(&Placement::new(&name, from).with(spec)).await;
+    let _controller = test.controller().await;
+    test.wait_in_place(&name, from, road::SOON).await;
+    for next in [Call::Create, Call::Own] {
+        // there, and back
+        let (from, to) = if next == Call::Create {
+            (source, target)
+        } else {
+            (target, source)
+        };
+        road.catch(&[(next, &name)]);
+        test.retarget(&name, json!({"server": to.name})).await;
+        road.caught().await;
+        for server in servers {
+            let path = format!("/1.0/instances/{name}/state?project={project}");
+            let start = server.call("PUT", &path, json!({"action": "start"})).await;
+            let error = start.expect_err("there is nothing of that name");
+            assert_eq!(error.code, 404, "before {} on {}: {error}", next.words(), server.name);
+        }
+        road.release().await;
+        test.wait_in_place(&name, &to.name, road::SOON).await;
+        let instance = to
+            .instance_in(&name, &project)
+            .await
+            .unwrap_or_else(|| panic!("{name} arrived"));
+        assert_eq!(instance["status"], "Running");
+        assert!(
+            !instance["config"].to_string().contains("berth"),
+            "marks are left: {}",
+            instance["config"]
+        );
+        assert_eq!(instance["config"].get("boot.autostart"), None);
+        assert_eq!(names_in(from, &project).await, Vec::<Value>::new());
+        assert_eq!(names_in(to, &project).await, [json!(name)]);
+    }
+    test.delete("InstancePlacement", &name).await;
+    source
+        .call(
+            "PUT",
+            &format!("/1.0/instances/{name}/state?project={project}"),
+            json!({"action": "stop", "force": true}),
+        )
+        .await
+        .map(drop)
+        .unwrap_or_default();
+    done(
+        source
+            .call(
+                "DELETE",
+                &format!("/1.0/instances/{name}?project={project}"),
+                Value::Null,
+            )
+            .await,
+    );
+    for server in servers {
+        done(
+            server
+                .call("DELETE", &format!("/1.0/projects/{project}"), Value::Null)
+                .await,
+        );
+    }
+}
+
+fn done(answer: Result<Value, berth_tests::ApiError>) {
+    answer.unwrap_or_else(|error| panic!("{error}"));
+}
+
+async fn names_in(server: &Server, project: &str) -> Vec<Value> {
+    let list = server
+        .get(&format!("/1.0/instances?recursion=1&project={project}"))
+        .await;
+    let list = list.unwrap_or_else(|error| panic!("{error}"));
+    list.as_array()
+        .into_iter()
+        .flatten()
+        .map(|i| i["name"].clone())
+        .collect()
+}
+
+//---------------------------------------------------------------- reboot
+
+async fn a_source_whose_host_reboots_in_mid_move_stays_down_on_incus(test: Test) {
+    reboot(test, "i1", "i2").await;
+}
+
+async fn a_source_whose_host_reboots_in_mid_move_stays_down_on_lxd(test: Test) {
+    reboot(test, "l1", "l2").await;
+}
+
+/// Both are to be started whenever their host boots; only the one that does not move is.
+async fn reboot(test: Test, from: &str, to: &str) {
+    let (source, target) = (test.lab().server(from), test.lab().server(to));
+    let road = Road::between(&test, from, to).await;
+    let new = NewInstance {
+        config: vec![("boot.autostart".to_owned(), "true".to_owned())],
+        ..with_data("default")
+    };
+    let web = subject(&test, from, "web", &new).await;
+    let other = test.unique("other");
+    source.create(&other, &new).await;
+    let other: Subject = known(source, &other).await;
+    let _controller = test.controller().await;
+    test.wait_in_place(&web.name, from, road::SOON).await;
+    road.catch(&[(Call::Name, &web.name)]);
+    test.retarget(&web.name, json!({"server": to})).await;
+    road.caught().await;
+    refused_to_the_command_line(&test, source, &web.name).await;
+    source.kill_host().await;
+    source.start_host().await;
+    source.wait_counting(&other.name).await;
+    assert_eq!(
+        source.status(&web.name).await,
+        "Stopped",
+        "the guarded source was not started with its host"
+    );
+    refused_to_the_command_line(&test, source, &web.name).await;
+    road.release().await;
+    test.wait_in_place(&web.name, to, Duration::from_secs(120)).await;
+    target.wait_counting(&web.name).await;
+    let instance = target.instance(&web.name).await.unwrap_or_else(|| panic!("it arrived"));
+    assert_eq!(instance["config"]["boot.autostart"], "true");
+    target.patch(&web.name, json!({"config": {"boot.autostart": ""}})).await;
+    intact(&test, &web, to, 2..=4).await;
+}
