@@ -23,7 +23,7 @@ pub(crate) struct Cluster {
 /// Finds the API server: the flag's or variable's kubeconfig, else the service account, else ~/.kube/config.
 pub(crate) async fn connect(options: &Options) -> Result<Cluster, Fatal> {
     let given = options.kubeconfig.as_deref().filter(|path| !path.is_empty());
-    let (config, context_namespace) = match given {
+    let (mut config, context_namespace) = match given {
         None => match Config::incluster() {
             Ok(config) => (config, None),
             Err(_) => {
@@ -38,6 +38,10 @@ pub(crate) async fn connect(options: &Options) -> Result<Cluster, Fatal> {
         },
         Some(path) => from_kubeconfig(read(path)?, path).await?,
     };
+    let agent = concat!("berth/", env!("CARGO_PKG_VERSION"));
+    if let (Ok(name), Ok(value)) = ("user-agent".parse(), agent.parse()) {
+        config.headers.push((name, value));
+    }
     let client = Client::try_from(config).map_err(|e| Fatal::new("prepare the connection to the API server", e))?;
     Ok(Cluster {
         client,
