@@ -164,8 +164,7 @@ fn guard_source(p: &mut Pass<'_>, source: &Copy) -> Transition {
         if let Some(t) = retry_or_undo(p, EffectKind::Hide) {
             return t;
         }
-        let name = marks::unique_name(&p.view.random, &instance.at.name);
-        p.set_retired(&name);
+        let name = p.retired_name(&instance.at.name);
         return p.ask(EffectKind::Hide, End::Source, &instance.at, Request::Rename { name });
     }
     p.advance(Step::Stopped);
@@ -226,6 +225,9 @@ fn clear_lost_transfer(p: &mut Pass<'_>, at: &InstanceRef) -> Option<Transition>
         );
         return Some(p.undo(Reason::LeftoverVolume, message, Some(leftover_fix(p, at))));
     }
+    // a record of its own, so that a commit which another controller had ready comes too late
+    let message = format!("the outcome of the transfer to {at} was lost, so it is made again");
+    p.note(Reason::Progressing, message, None);
     Some(p.ask(EffectKind::Remove, End::Target, at, Request::Remove))
 }
 

@@ -181,8 +181,7 @@ pub(super) fn started(p: &mut Pass<'_>) -> Transition {
         if let Some(t) = p.retry_after_failure(EffectKind::Rename) {
             return t;
         }
-        let name = marks::unique_name(&p.view.random, &i.at.name);
-        p.set_retired(&name);
+        let name = p.retired_name(&i.at.name);
         return p.ask(EffectKind::Rename, End::Source, &i.at, Request::Rename { name });
     }
     p.advance(Step::Retired);

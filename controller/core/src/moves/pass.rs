@@ -245,9 +245,12 @@ impl<'a> Pass<'a> {
         self.record.status.names.get_or_insert_default().incoming = Some(name.to_owned());
     }
 
-    /// Records a name before it is used.
-    pub fn set_retired(&mut self, name: &str) {
-        self.record.status.names.get_or_insert_default().retired = Some(name.to_owned());
+    /// The name under which the source goes: recorded before it is used, and the same for every request with this
+    /// intent, so that one that arrives late does nothing else.
+    pub fn retired_name(&mut self, name: &str) -> String {
+        let unique = marks::unique_name(&self.view.random, name);
+        let names = self.record.status.names.get_or_insert_default();
+        names.retired.get_or_insert(unique).clone()
     }
 
     /// The instance on the source's side, wherever it is now.

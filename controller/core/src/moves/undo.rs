@@ -199,7 +199,11 @@ fn remove_copy(p: &mut Pass<'_>) -> Option<Transition> {
         if let Some(t) = p.retry_after_failure(EffectKind::Rename) {
             return Some(t);
         }
-        let name = marks::unique_name(&p.view.random, &p.record.spec.to.name);
+        let begun = p
+            .incoming()
+            .filter(|n| Some(*n) != p.record.status.transferred.as_deref())
+            .map(str::to_owned);
+        let name = begun.unwrap_or_else(|| marks::unique_name(&p.view.random, &p.record.spec.to.name));
         p.set_incoming(&name);
         return Some(p.ask(EffectKind::Rename, End::Target, &i.at, Request::Rename { name }));
     }
