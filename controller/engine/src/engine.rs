@@ -152,11 +152,13 @@ impl Engine {
         self.say_placements(self.placements.waiting());
     }
 
-    /// A record was changed, perhaps by somebody else: a cancellation interrupts the move. Look at the placement then.
+    /// A record was changed, perhaps by somebody else: a cancellation or an end interrupts the move. Look at the placement
+    /// then.
     pub fn record_seen(&self, record: &Record) {
         let key = Key::new(&record.namespace, &record.name);
         let Some(known) = self.book.get(&key) else { return };
-        if known.spec.cancel != record.spec.cancel || known.deleting != record.deleting {
+        let given_up = record.finished();
+        if known.spec.cancel != record.spec.cancel || known.deleting != record.deleting || given_up {
             self.book.put(record.clone());
             let placement = Key::new(&record.namespace, &record.spec.placement);
             self.placements.interrupt(&placement).notify_one();

@@ -192,6 +192,7 @@ pub(crate) fn stopped_by_late_request(
     let after = stopped.duration_since(finished.0);
     desired.spec.power_state == PowerState::Preserve
         && !desired.spec.suspend
+        && !desired.deleting
         && left_running
         && after >= SignedDuration::ZERO
         && after <= LATE

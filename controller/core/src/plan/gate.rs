@@ -119,6 +119,9 @@ pub(super) fn stale(located: &Located, world: &World) -> bool {
 
 /// What the placement itself does not want now.
 pub(super) fn policy(desired: &Desired, verdict: &Verdict) -> Gate {
+    if desired.deleting {
+        return Err(wait(Reason::Pending, "the placement is being deleted", None));
+    }
     let what: Vec<&str> = verdict.drift.iter().map(|d| d.as_str()).collect();
     if desired.spec.suspend {
         return Err(wait(
@@ -140,7 +143,7 @@ pub(super) fn policy(desired: &Desired, verdict: &Verdict) -> Gate {
 /// How the last move ended.
 pub(super) fn history(desired: &Desired, world: &World, now: Timestamp) -> Gate {
     let Some(last) = world.records.iter().max_by_key(|r| r.spec.attempt) else {
-        return Ok(());
+        return forgotten(desired);
     };
     let error = last.status.last_error.as_ref();
     let (message, fix) = error.map_or((String::new(), None), |e| (e.message.clone(), e.fix.clone()));
@@ -148,17 +151,7 @@ pub(super) fn history(desired: &Desired, world: &World, now: Timestamp) -> Gate 
     // a new generation or a new request forgets what happened
     let remembered = summary.and_then(|s| s.generation) == Some(desired.generation);
     match last.status.outcome() {
-        Some(Outcome::Cancelled) if remembered => {
-            let message = format!(
-                "move {} was cancelled; change the spec or request a reconcile to move again",
-                last.name
-            );
-            let fix = format!(
-                "kubectl annotate --overwrite iplace -n {} {} reconcile.fluxcd.io/requestedAt=\"$(date +%s)\"",
-                desired.namespace, desired.name
-            );
-            blocked(Reason::MoveCancelled, message, Some(fix))
-        }
+        Some(Outcome::Cancelled) if remembered => cancelled(desired, &last.name),
         Some(Outcome::NeedsAttention) if remembered => {
             blocked(Reason::NeedsAttention, format!("move {}: {message}", last.name), fix)
         }
@@ -174,6 +167,24 @@ pub(super) fn history(desired: &Desired, world: &World, now: Timestamp) -> Gate 
             Err(wait(Reason::MoveFailed, text, Some(at.0)))
         }
     }
+}
+
+/// How the last move ended whose record is gone, because somebody deleted it.
+fn forgotten(desired: &Desired) -> Gate {
+    let last = desired.status.moves.first();
+    match last.filter(|m| m.generation == Some(desired.generation)) {
+        Some(last) if last.outcome == Outcome::Cancelled.as_str() => cancelled(desired, &last.name),
+        Some(_) | None => Ok(()),
+    }
+}
+
+fn cancelled(desired: &Desired, record: &str) -> Gate {
+    let message = format!("move {record} was cancelled; change the spec or request a reconcile to move again");
+    let fix = format!(
+        "kubectl annotate --overwrite iplace -n {} {} reconcile.fluxcd.io/requestedAt=\"$(date +%s)\"",
+        desired.namespace, desired.name
+    );
+    blocked(Reason::MoveCancelled, message, Some(fix))
 }
 
 /// A plan that waits for its digest.
