@@ -24,6 +24,7 @@ berth_tests::suite! {
         an_instance_is_renamed_and_moved_to_another_pool_on_its_way,
         what_berth_changes_on_the_way_is_as_before_when_the_move_is_over,
         overrides_travel_with_the_move,
+        an_instance_whose_root_disk_comes_from_its_profile_moves_there_and_back,
     ],
     alone: [],
 }
@@ -334,4 +335,21 @@ async fn overrides_travel_with_the_move(test: Test) {
     let instance = target.instance(&name).await.unwrap_or_else(|| panic!("{name} arrived"));
     assert_eq!(instance["config"]["user.team"], "blue");
     assert_eq!(instance["devices"]["eth0"], json!({"type": "none"}));
+}
+
+async fn an_instance_whose_root_disk_comes_from_its_profile_moves_there_and_back(test: Test) {
+    let (source, target) = (test.lab().server("i1"), test.lab().server("i2"));
+    let name = test.unique("web");
+    let made = test.lab().incus(&["launch", "i1:bb", &format!("i1:{name}")]).await;
+    made.unwrap_or_else(|e| panic!("{e}"));
+    source.wait_counting(&name).await;
+    let before = before(source, &name).await;
+    test.add_servers(&["i1", "i2"]).await;
+    let _controller = test.controller().await;
+    test.place(&Placement::new(&name, "i2")).await;
+    test.wait_in_place(&name, "i2", SOON).await;
+    same_instance(target, &name, &before, 2).await;
+    test.retarget(&name, json!({"server": "i1"})).await;
+    test.wait_in_place(&name, "i1", SOON).await;
+    same_instance(source, &name, &before, 3).await;
 }

@@ -38,6 +38,9 @@ pub(super) fn undoing(p: &mut Pass<'_>) -> Transition {
     if super::is_internal(&p.record) {
         return end(p);
     }
+    if p.source().is_none() && p.record.status.transferred.is_some() {
+        return last_copy(p);
+    }
     // nothing was ever sent to the target: it need not answer
     if p.incoming().is_none() {
         return end(p);
@@ -214,6 +217,23 @@ fn remove_copy(p: &mut Pass<'_>) -> Option<Transition> {
         return Some(t);
     }
     Some(p.ask(EffectKind::Remove, End::Target, &i.at, Request::Remove))
+}
+
+/// Somebody deleted the source meanwhile: the copy is complete and the last one, so nothing is done to it.
+fn last_copy(p: &mut Pass<'_>) -> Transition {
+    let (from, to) = (&p.record.spec.from, &p.record.spec.to);
+    let name = p
+        .target()
+        .map_or_else(|| to.name.clone(), |t| t.fresh.instance.at.name.clone());
+    let message = format!(
+        "{} is gone from {}, so the complete copy {name} on {} was kept, guarded by device {}",
+        from.name,
+        from.server,
+        to.server,
+        marks::GUARD
+    );
+    p.note(Reason::NeedsAttention, message, None);
+    p.finish(MoveOutcome::NeedsAttention)
 }
 
 fn leftover(p: &mut Pass<'_>, at: &InstanceRef) -> Transition {

@@ -12,7 +12,7 @@ use super::finish;
 use super::pass::{Pass, Transition};
 use super::view::{Copy, EndView};
 use crate::marks::{self, Role};
-use crate::model::{InstanceRef, Power, ServerFacts};
+use crate::model::{Definition, Devices, Instance, InstanceRef, Power, ServerFacts};
 
 pub(super) fn transferred(p: &mut Pass<'_>) -> Transition {
     let (source, target, facts) = match both(p) {
@@ -105,7 +105,7 @@ fn difference(p: &Pass<'_>, source: &Copy, target: &Copy, facts: &ServerFacts) -
             "configuration",
             differing(&plain_config(&expected.config), &plain_config(&t.config)),
         ),
-        ("device", differing(&expected.devices, &t.devices)),
+        ("device", differing(&expected.devices, &own_devices(&expected, t))),
     ];
     if let Some((what, Some(key))) = parts.into_iter().find(|(_, d)| d.is_some()) {
         return Some(format!("the copy's {what} {key} differs from the source's"));
@@ -123,6 +123,18 @@ fn difference(p: &Pass<'_>, source: &Copy, target: &Copy, facts: &ServerFacts) -
         }
     }
     None
+}
+
+/// The copy's own devices, without the root disk that servers add where it comes from a profile: its pool was compared.
+fn own_devices(expected: &Definition, copy: &Instance) -> Devices {
+    let inherited = |name: &String| !expected.devices.contains_key(name);
+    let root = copy.root_device().map(|(name, _)| name);
+    let keep = |name: &String| !(inherited(name) && root == Some(name.as_str()));
+    copy.devices
+        .iter()
+        .filter(|(name, _)| keep(name))
+        .map(|(n, d)| (n.clone(), d.clone()))
+        .collect()
 }
 
 /// The first key in which two maps differ.

@@ -1,7 +1,7 @@
 //! What holds a move back although it is possible: claims, somebody else's operation, policy, history, windows, slots.
 
 use berth_api::placement::{Approval, Mode, PowerState};
-use berth_api::{InstanceMoveSpec, Outcome, Reason};
+use berth_api::{Method, Outcome, Reason};
 use jiff::Timestamp;
 
 use super::identify::holder;
@@ -210,8 +210,8 @@ pub(super) fn approval(desired: &Desired, verdict: &Verdict) -> Gate {
 }
 
 /// Outside its windows nothing is stopped.
-pub(super) fn windows(desired: &Desired, spec: &InstanceMoveSpec, now: Timestamp) -> Gate {
-    crate::windows::check(&desired.spec.windows, spec.method, now).map_err(|closed| closed.decision())
+pub(super) fn windows(desired: &Desired, method: Method, now: Timestamp) -> Gate {
+    crate::windows::check(&desired.spec.windows, method, now).map_err(|closed| closed.decision())
 }
 
 /// A slot on both servers; a member, group, pool or name change inside one server needs none.

@@ -9,7 +9,7 @@ mod preflight;
 mod wish;
 mod world;
 
-use berth_api::placement::{Drift, Plan};
+use berth_api::placement::{Drift, Plan, PowerState};
 use berth_api::{GuardKind, InstanceMoveSpec, Reason};
 use jiff::Timestamp;
 
@@ -168,7 +168,7 @@ fn decide(desired: &Desired, world: &World, now: Timestamp, verdict: &mut Verdic
         return Err(identify::unreachable(&desired.spec.target.server, target));
     };
     if verdict.drift == [Drift::WrongPower] {
-        return power(desired, &located, verdict);
+        return power(desired, &located, verdict, now);
     }
     let built = build::build(desired, &located, world, facts);
     verdict.plan = Some(built.plan);
@@ -178,23 +178,26 @@ fn decide(desired: &Desired, world: &World, now: Timestamp, verdict: &mut Verdic
     gate::policy(desired, verdict)?;
     gate::history(desired, world, now)?;
     gate::approval(desired, verdict)?;
-    gate::windows(desired, &built.spec, now)?;
+    gate::windows(desired, built.spec.method, now)?;
     gate::slots(&located, desired, world)?;
     Ok(Decision::Move(Box::new(built.spec)))
 }
 
-fn power(desired: &Desired, located: &Located, verdict: &mut Verdict) -> Result<Decision, Decision> {
+fn power(desired: &Desired, located: &Located, verdict: &mut Verdict, now: Timestamp) -> Result<Decision, Decision> {
     verdict.plan = Some(build::in_place(desired, located));
     gate::policy(desired, verdict)?;
     gate::approval(desired, verdict)?;
+    if desired.spec.power_state == PowerState::Stopped {
+        gate::windows(desired, berth_api::Method::Cold, now)?;
+    }
     let action = match desired.spec.power_state {
-        berth_api::placement::PowerState::Running => PowerAction::Start {
+        PowerState::Running => PowerAction::Start {
             stateful: located.instance.stateful,
         },
-        berth_api::placement::PowerState::Stopped => PowerAction::Stop {
+        PowerState::Stopped => PowerAction::Stop {
             timeout: desired.spec.stop.timeout.as_std(),
         },
-        berth_api::placement::PowerState::Preserve => return Ok(Decision::InSync),
+        PowerState::Preserve => return Ok(Decision::InSync),
     };
     let force = desired.spec.stop.force;
     Ok(Decision::Power {
