@@ -197,11 +197,11 @@ impl Wiring {
         self.engine.forget_records();
         self.look_at_everything();
         let mut tasks = JoinSet::new();
-        let placements = self.placements.clone();
+        let wiring = self.clone();
         tasks.spawn(
             self.placement_queue
                 .clone()
-                .run(PLACEMENTS, move |key| placements.clone().pass(key)),
+                .run(PLACEMENTS, move |key| wiring.clone().look_at_placement(key)),
         );
         let placements = self.placements.clone();
         tasks.spawn(
@@ -217,6 +217,15 @@ impl Wiring {
         );
         tasks.spawn(self.clone().sweep());
         while tasks.join_next().await.is_some() {}
+    }
+
+    async fn look_at_placement(self, key: Key) -> Option<Duration> {
+        let again = self.placements.clone().pass(key.clone()).await;
+        if self.store.placements.get(&key).is_none() {
+            // its moves may have outlived it
+            self.orphan_queue.add(key.namespace);
+        }
+        again
     }
 
     /// Looks for copies that late requests left behind.
