@@ -89,14 +89,18 @@ impl Driver {
         }
         let mut record = self.hold(&key, record).await?;
         loop {
-            let look = match self.pass(&key, &mut record, orders).await {
-                Ok(look) => look,
+            let (look, began) = match self.pass(&key, &mut record, orders).await {
+                Ok(done) => done,
                 // somebody else wrote: what they wrote counts
                 Err(RecordError::Conflict(_)) => {
                     record = self.records.load(&key.namespace, &key.name).await?;
-                    Look::Now
+                    (Look::Now, false)
                 }
-                Err(error @ (RecordError::NotFound(_) | RecordError::Unavailable(_))) => return Err(error),
+                Err(error @ (RecordError::NotFound(_) | RecordError::Unavailable(_))) => {
+                    // it may have been written all the same: it is read again before anything else is done
+                    lock(&self.held).remove(&key);
+                    return Err(error);
+                }
             };
             if record.finished() {
                 return self.release(&key, record).await;
@@ -109,6 +113,8 @@ impl Driver {
                         look_again: None,
                     });
                 }
+                // only the record changed, perhaps to an undo that cancels what is under way
+                Look::Now if !began => continue,
                 Look::Now => Duration::ZERO,
                 Look::After(after) => after,
             };
@@ -128,8 +134,8 @@ impl Driver {
         }
     }
 
-    /// One look, one step, one write, one effect.
-    async fn pass(&self, key: &Key, record: &mut Record, orders: &Orders<'_>) -> Result<Look, RecordError> {
+    /// One look, one step, one write, one effect. Says when to look again, and whether an effect was begun.
+    async fn pass(&self, key: &Key, record: &mut Record, orders: &Orders<'_>) -> Result<(Look, bool), RecordError> {
         self.tasks.drop_foreign(key, record.status.names.as_ref());
         let task = self.tasks.task(key);
         let idle = task == Task::Idle;
@@ -158,7 +164,7 @@ impl Driver {
         let changed = transition.record != *record;
         if changed {
             if !self.env.may_act() {
-                return Ok(Look::After(RETRY));
+                return Ok((Look::After(RETRY), false));
             }
             *record = self.records.swap(&transition.record).await?;
             (orders.written)(record);
@@ -167,8 +173,13 @@ impl Driver {
         if view.outcome.is_some() && (changed || transition.effect.is_some() || answered) {
             self.tasks.seen(key);
         }
-        let begun = transition.effect.is_none_or(|effect| self.begin(key, record, effect));
-        Ok(if begun { transition.look } else { Look::After(RETRY) })
+        Ok(match transition.effect {
+            None => (transition.look, false),
+            Some(effect) => match self.begin(key, record, effect) {
+                true => (transition.look, true),
+                false => (Look::After(RETRY), false),
+            },
+        })
     }
 
     /// Starts an effect, if this process still may.

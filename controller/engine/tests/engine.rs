@@ -9,7 +9,8 @@ use std::time::Duration;
 use berth_api::placement::PowerState;
 use berth_api::server::Limits;
 use berth_core::model::{Power, Product};
-use berth_sim::{Fault, InstanceOptions, Options};
+use berth_core::server::FailureKind;
+use berth_sim::{Caller, Fault, InstanceOptions, Options};
 use tokio::time::sleep;
 use town::{CONTROLLER, NAMESPACE, Town, at, running};
 
@@ -393,4 +394,87 @@ fn dies_at(nth: u64, fault: Fault) -> bool {
         assert_eq!(power, Power::Running, "{fault:?} at write {nth}");
     });
     died
+}
+
+#[test]
+fn an_instance_that_a_late_request_of_a_finished_move_stops_is_started_again() {
+    run(async {
+        let town = Town::new(Product::Incus, &["a", "b"]);
+        town.add("a", "web-1");
+        let told_unknown = Fault::Late(Caller::IsToldUnknown);
+        town.world
+            .set_hook(move |_, w| (w.nth == 5 && format!("{:?}", w.write).contains("Stop")).then_some(told_unknown));
+        town.place("web-1", "b", |_| {});
+        town.until_placed("web-1", "b").await;
+        let late = town.world.late();
+        assert_eq!(late.len(), 1, "the stop is still under way");
+        town.place("web-1", "a", |_| {});
+        town.until_placed("web-1", "a").await;
+        let _ = town.world.deliver_late(late[0].id);
+        let power = |t: &Town| t.world.instance("a", &at("web-1")).unwrap().power;
+        town.until("the stop arrives", |t| power(t) == Power::Stopped).await;
+        town.until("it is started again", |t| power(t) == Power::Running).await;
+        town.until_placed("web-1", "a").await;
+        town.world.stop("a", &at("web-1")).unwrap();
+        sleep(Duration::from_secs(60)).await;
+        assert_eq!(power(&town), Power::Stopped, "what a person stops stays stopped");
+    });
+}
+
+#[test]
+fn a_copy_that_a_late_request_makes_after_its_move_is_deleted_and_a_foreign_one_is_only_reported() {
+    run(async {
+        let town = Town::new(Product::Incus, &["a", "b"]);
+        town.add("a", "web-1");
+        let dies = Fault::Late(Caller::Dies);
+        town.world.set_hook(move |_, w| {
+            (w.controller == CONTROLLER && format!("{:?}", w.write).starts_with("Accept")).then_some(dies)
+        });
+        town.place("web-1", "b", |_| {});
+        town.until("the request is under way", |t| t.world.is_dead(CONTROLLER))
+            .await;
+        let town = town.reborn("c2");
+        town.until_placed("web-1", "b").await;
+        for late in town.world.late() {
+            // the source's end has long been given up: the daemon may refuse, or make a copy that stays empty
+            let _ = town.world.deliver_late(late.id);
+        }
+        let foreign = InstanceOptions::stopped()
+            .key("user.berth.move", "other-abcde")
+            .key("user.berth.role", "incoming");
+        town.world.add_instance("b", &at("berth-abcdefgh-other"), foreign);
+        sleep(Duration::from_secs(400)).await;
+        let leftovers = town.engine.sweep().await.unwrap();
+        assert_eq!(leftovers.len(), 1);
+        assert_eq!(leftovers[0].at, at("berth-abcdefgh-other"));
+        let names: Vec<_> = town.world.instances("b").into_iter().map(|i| i.at.name).collect();
+        assert_eq!(names, ["berth-abcdefgh-other", "web-1"]);
+    });
+}
+
+#[test]
+fn a_store_that_does_not_answer_for_a_while_delays_a_move_and_changes_nothing_else() {
+    for nth in 0..28 {
+        run(async {
+            let town = Town::new(Product::Incus, &["a", "b"]);
+            town.add("a", "web-1");
+            town.world.set_hook(move |_, w| {
+                let away = w.server == "records" && (nth..nth + 3).contains(&w.nth);
+                let (kind, carried_out) = (FailureKind::Unknown, w.nth % 2 == 0);
+                away.then_some(Fault::Fail { kind, carried_out })
+            });
+            town.place("web-1", "b", |_| {});
+            town.until_placed("web-1", "b").await;
+            let records = town.records();
+            assert!(
+                records.iter().all(|r| r.status.outcome.as_deref() == Some("Succeeded")),
+                "{nth}: {records:?}"
+            );
+            assert_eq!(
+                town.world.instances("a").len() + town.world.instances("b").len(),
+                1,
+                "{nth}"
+            );
+        });
+    }
 }
