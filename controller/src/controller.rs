@@ -46,8 +46,9 @@ async fn run(options: Options) -> Result<(), Fatal> {
     let mut stop = stop_signal()?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), namespaces = ?options.namespaces, "starts");
     let admin = tokio::spawn(admin::serve(options.listen_address, shown.clone()));
+    let identity = cluster::identity();
     while !*stop.borrow() {
-        term(&options, &cluster, &shown, &mut stop).await;
+        term(&options, &cluster, &identity, &shown, &mut stop).await;
     }
     admin.abort();
     tracing::info!("ends");
@@ -71,13 +72,20 @@ fn stop_signal() -> Result<watch::Receiver<bool>, Fatal> {
 }
 
 /// Takes part until the lease is lost or the process is to end.
-async fn term(options: &Options, cluster: &Cluster, shown: &Arc<Shown>, stop: &mut watch::Receiver<bool>) {
-    let identity = cluster::identity();
+///
+/// The identity is that of the process: if nobody else has taken the lease since, it goes on at once.
+async fn term(
+    options: &Options,
+    cluster: &Cluster,
+    identity: &str,
+    shown: &Arc<Shown>,
+    stop: &mut watch::Receiver<bool>,
+) {
     let leadership = Leadership::none();
     let gate = Gate::new(leadership.clone());
     let namespaces = scopes(options);
     let store = Store::new(cluster.client.clone(), gate.clone(), shown.metrics(), namespaces.len());
-    let wiring = assemble(&store, &identity);
+    let wiring = assemble(&store, identity);
     shown.ready.store(false, Ordering::SeqCst);
     shown.refresh_with(Some(Box::new({
         let wiring = wiring.clone();
@@ -89,7 +97,7 @@ async fn term(options: &Options, cluster: &Cluster, shown: &Arc<Shown>, stop: &m
         true => Some(Election {
             namespace: cluster::lease_namespace(cluster, options).await,
             name: options.lease_name.clone(),
-            identity,
+            identity: identity.to_owned(),
         }),
     };
     let lead = async {

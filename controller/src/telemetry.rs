@@ -9,7 +9,9 @@ use crate::cli::{Fatal, LogFormat};
 
 /// Has everything logged from now on.
 pub(crate) fn init(format: LogFormat, filter: &str) -> Result<(), Fatal> {
-    let filter = EnvFilter::try_new(filter).map_err(|e| Fatal::new(&format!("read the log filter {filter:?}"), e))?;
+    // the client reports each failed attempt by itself; what comes of them is logged by those who asked
+    let whole = format!("kube_client::client::builder=off,{filter}");
+    let filter = EnvFilter::try_new(whole).map_err(|e| Fatal::new(&format!("read the log filter {filter:?}"), e))?;
     let registry = tracing_subscriber::registry().with(filter);
     let done = match format {
         LogFormat::Json => registry.with(fmt::layer().json().flatten_event(true)).try_init(),

@@ -5,7 +5,7 @@ use std::error::Error as StdError;
 use std::io;
 
 use berth_core::server::FailureKind;
-use rustls::AlertDescription;
+use rustls::{AlertDescription, CertificateError};
 
 /// Kind of an error answer. The servers answer most refusals with 500 and only a text, so two texts must be read:
 /// `Instance is busy running` (worth another try soon) and a taken name (500 on Incus and LXD 5, 409 on LXD 6).
@@ -80,13 +80,21 @@ fn chain(error: &(dyn StdError + 'static)) -> String {
     let mut parts: Vec<String> = Vec::new();
     let mut next = Some(error);
     while let Some(e) = next {
-        let text = e.to_string();
+        let text = text_of(e);
         if !parts.iter().any(|p| p.contains(&text)) {
             parts.push(text);
         }
         next = cause(e);
     }
     parts.join(": ")
+}
+
+/// What an error says; TLS shows what our own check of a certificate said as code.
+fn text_of(error: &(dyn StdError + 'static)) -> String {
+    match error.downcast_ref::<rustls::Error>() {
+        Some(rustls::Error::InvalidCertificate(CertificateError::Other(own))) => own.0.to_string(),
+        Some(_) | None => error.to_string(),
+    }
 }
 
 /// The cause of an error; an `io::Error` hides the error it wraps from `source`.
