@@ -108,7 +108,7 @@ async fn term(
             Some(election) => lease::run(cluster.client.clone(), election, &leadership).await,
             None => {
                 leadership.take_for_good();
-                std::future::pending().await
+                std::future::pending::<()>().await;
             }
         }
     };

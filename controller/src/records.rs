@@ -6,17 +6,17 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use berth_api::moves::MoveEnd;
-use berth_api::{GROUP, InstanceMove, InstancePlacement, InstanceServer, VERSION, keys};
+use berth_api::{GROUP, InstanceMove, VERSION, keys};
 use berth_core::records::{Record, RecordError, Records};
 use berth_engine::Key;
-use futures::future::try_join3;
+use futures::future::{try_join, try_join3};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::ResourceExt;
 use kube::api::{ListParams, ObjectMeta, Patch, PatchParams, PostParams};
 use kube::core::DeserializeGuard;
 use serde_json::json;
 
-use crate::cache::Kind;
+use crate::cache::{Cache, Kind};
 use crate::store::{Store, StoreError};
 
 /// How often a change of finalizers is tried again when somebody else changed them.
@@ -147,15 +147,17 @@ impl Records for KubeRecords {
         let _order = self.store.finalizers.lock().await;
         let (namespace, spec) = (&record.namespace, &record.spec);
         let servers = async {
-            self.store.hold::<InstanceServer>(namespace, &spec.from.server).await?;
-            if spec.to.server != spec.from.server {
-                self.store.hold::<InstanceServer>(namespace, &spec.to.server).await?;
+            if spec.to.server == spec.from.server {
+                return self.store.hold(&self.store.servers, namespace, &spec.to.server).await;
             }
-            Ok(())
+            let hold = |name| self.store.hold(&self.store.servers, namespace, name);
+            try_join(hold(&spec.from.server), hold(&spec.to.server))
+                .await
+                .map(|_| ())
         };
         try_join3(
-            self.store.hold::<InstanceMove>(namespace, &record.name),
-            self.store.hold::<InstancePlacement>(namespace, &spec.placement),
+            self.store.hold(&self.store.moves, namespace, &record.name),
+            self.store.hold(&self.store.placements, namespace, &spec.placement),
             servers,
         )
         .await?;
@@ -171,9 +173,7 @@ impl Records for KubeRecords {
         }
         {
             let _order = self.store.finalizers.lock().await;
-            self.store
-                .let_go::<InstanceMove>(&record.namespace, &record.name)
-                .await?;
+            self.store.let_go(&self.store.moves, &key(&record.name)).await?;
         }
         // the placement last: as long as it has the finalizer, the rest is tried again
         Ok(self.store.release_placement(&key(&record.spec.placement)).await?)
@@ -201,7 +201,7 @@ impl Store {
                 && m.metadata.namespace.as_deref() == Some(key.namespace.as_str())
         });
         if needed.is_empty() {
-            self.let_go::<InstancePlacement>(&key.namespace, &key.name).await?;
+            self.let_go(&self.placements, key).await?;
         }
         Ok(())
     }
@@ -210,7 +210,7 @@ impl Store {
     pub async fn release_server(&self, key: &Key) -> Result<(), StoreError> {
         let _order = self.finalizers.lock().await;
         if self.moves_of_server(key).is_empty() {
-            self.let_go::<InstanceServer>(&key.namespace, &key.name).await?;
+            self.let_go(&self.servers, key).await?;
         }
         Ok(())
     }
@@ -222,8 +222,8 @@ impl Store {
     }
 
     /// Sets our finalizer. Nobody can hold what is gone, or what is going and was not held before.
-    async fn hold<K: Kind>(&self, namespace: &str, name: &str) -> Result<(), StoreError> {
-        self.change_finalizers::<K>(namespace, name, |meta| {
+    async fn hold<K: Kind>(&self, cache: &Cache<K>, namespace: &str, name: &str) -> Result<(), StoreError> {
+        let add = |meta: &ObjectMeta| {
             let held = meta
                 .finalizers
                 .as_ref()
@@ -234,45 +234,54 @@ impl Store {
             let mut finalizers = meta.finalizers.clone().unwrap_or_default();
             finalizers.push(keys::FINALIZER.to_owned());
             Some(finalizers)
-        })
-        .await
+        };
+        self.change_finalizers(cache, &Key::new(namespace, name), add).await
     }
 
-    async fn let_go<K: Kind>(&self, namespace: &str, name: &str) -> Result<(), StoreError> {
-        self.change_finalizers::<K>(namespace, name, |meta| {
+    async fn let_go<K: Kind>(&self, cache: &Cache<K>, key: &Key) -> Result<(), StoreError> {
+        let take = |meta: &ObjectMeta| {
             let finalizers = meta.finalizers.as_ref()?;
             let rest: Vec<String> = finalizers.iter().filter(|f| *f != keys::FINALIZER).cloned().collect();
             (rest.len() < finalizers.len()).then_some(rest)
-        })
-        .await
+        };
+        self.change_finalizers(cache, key, take).await
     }
 
+    /// Begins with what is known, which our own writes keep current; if that was not so, the object is read.
     async fn change_finalizers<K: Kind>(
         &self,
-        namespace: &str,
-        name: &str,
+        cache: &Cache<K>,
+        key: &Key,
         change: impl Fn(&ObjectMeta) -> Option<Vec<String>>,
     ) -> Result<(), StoreError> {
-        let kind = K::kind(&());
-        let what = format!("change the finalizers of {kind} {namespace}/{name}");
-        let api = self.api::<K>(namespace);
+        let what = format!("change the finalizers of {} {key}", K::kind(&()));
+        let api = self.api::<K>(&key.namespace);
+        let mut known = cache.get(key).map(|o| o.meta().clone());
         let mut conflict = StoreError::Conflict(what.clone());
         for _ in 0..ATTEMPTS {
-            let Some(found) = self.read(&what, api.get_metadata_opt(name)).await? else {
-                return Ok(());
+            let meta = match known.take() {
+                Some(meta) => meta,
+                None => match self.read(&what, api.get_metadata_opt(&key.name)).await? {
+                    Some(found) => found.metadata,
+                    None => return Ok(()),
+                },
             };
-            let Some(finalizers) = change(&found.metadata) else {
+            let Some(finalizers) = change(&meta) else {
                 return Ok(());
             };
             let patch = json!([
-                {"op": "test", "path": "/metadata/uid", "value": found.metadata.uid},
-                {"op": "test", "path": "/metadata/finalizers", "value": found.metadata.finalizers},
+                {"op": "test", "path": "/metadata/uid", "value": meta.uid},
+                {"op": "test", "path": "/metadata/finalizers", "value": meta.finalizers},
                 {"op": "add", "path": "/metadata/finalizers", "value": finalizers},
             ]);
             let patch = serde_json::from_value(patch).map_err(|e| StoreError::Failed(what.clone(), e.to_string()))?;
             let (params, patch) = (PatchParams::default(), Patch::Json::<()>(patch));
-            match self.write(&what, api.patch(name, &params, &patch)).await {
-                Ok(_) | Err(StoreError::NotFound(_)) => return Ok(()),
+            match self.write(&what, api.patch(&key.name, &params, &patch)).await {
+                Ok(patched) => {
+                    cache.wrote(patched);
+                    return Ok(());
+                }
+                Err(StoreError::NotFound(_)) => return Ok(()),
                 // a test that fails is "invalid" to the API server: the next look shows whether it was that
                 Err(error @ (StoreError::Conflict(_) | StoreError::Failed(..))) => conflict = error,
                 Err(error) => return Err(error),
