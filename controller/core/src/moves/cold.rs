@@ -319,7 +319,8 @@ fn transfer_failed(p: &mut Pass<'_>, e: &ServerError) -> Transition {
     p.undo(reason, e.to_string(), None)
 }
 
-fn target_silent(p: &mut Pass<'_>) -> Transition {
+/// A controller that has just started may not know the target yet, and a daemon may restart: neither is a reason to undo.
+pub(super) fn target_silent(p: &mut Pass<'_>) -> Transition {
     if p.silent_for(&p.view.target) < TARGET_PATIENCE {
         return p.wait(POLL);
     }

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use berth_api::{GuardKind, Reason, Step};
 
 use super::body::{incoming_definition, plain_config};
-use super::cold::{disturbed, retry_or_undo, source_vanished};
+use super::cold::{disturbed, retry_or_undo, source_vanished, target_silent};
 use super::effect::{EffectKind, End, Request};
 use super::finish;
 use super::pass::{Pass, Transition};
@@ -65,8 +65,7 @@ fn both<'a>(p: &mut Pass<'a>) -> Result<Both<'a>, Box<Transition>> {
         return Err(Box::new(p.undo(Reason::ForeignOperation, why, None)));
     }
     let EndView::Reachable { facts, .. } = &view.target else {
-        let message = format!("{} does not answer", p.record.spec.to.server);
-        return Err(Box::new(p.undo(Reason::ServerUnreachable, message, None)));
+        return Err(Box::new(target_silent(p)));
     };
     let Some(target) = p.target() else {
         let message = format!("the copy on {} is gone", p.record.spec.to.server);
