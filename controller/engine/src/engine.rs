@@ -49,6 +49,16 @@ pub struct Pass {
     pub look_again: Option<Duration>,
 }
 
+/// The open moves of a placement after they were carried on.
+#[derive(Default)]
+struct Open {
+    /// The one that is in the way of another plan.
+    in_hand: Option<Record>,
+    /// One that waits only for the server of its former source.
+    leftover: Option<Record>,
+    look_again: Option<Duration>,
+}
+
 /// Told of what changes while a pass goes on.
 pub trait Report: Send + Sync {
     /// A status in the middle of a pass. It need not be written before the pass goes on.
@@ -215,24 +225,9 @@ impl Engine {
         let mut events = Vec::new();
         let mut look_again: Option<Duration> = None;
         loop {
-            let mut leftover = None;
-            let mut in_hand = None;
-            for record in self.book.open_of(&desired.uid) {
-                let driven = self.drive_for(&key, &desired, record, report, &mut events).await?;
-                look_again = sooner(look_again, driven.look_again);
-                if driven.record.finished() {
-                    status::remember(&mut desired.status, &driven.record, desired.generation);
-                } else if status::is_leftover(&driven.record, self.env.now()) {
-                    look_again = sooner(look_again, Some(LEFTOVER));
-                    leftover = Some(driven.record);
-                } else {
-                    in_hand = Some(driven.record);
-                }
-            }
-            if let Some(last) = self.book.last_of(&desired.uid) {
-                status::remember(&mut desired.status, &last, desired.generation);
-            }
-            if let Some(record) = in_hand {
+            let open = self.drive_open(&key, &mut desired, report, &mut events).await?;
+            look_again = sooner(look_again, open.look_again);
+            if let Some(record) = open.in_hand {
                 let status = status::moving(&desired, &record, None, self.env.now());
                 events.extend(happenings::of_status(&before, &status));
                 return Ok(Pass {
@@ -243,25 +238,17 @@ impl Engine {
             }
             let verdict = self.plan(&key, &desired);
             if let Decision::Move(spec) = &verdict.decision {
-                match self.create(&desired, spec).await? {
-                    Some(record) => {
-                        events.push(happenings::begun(&record));
-                        report.status(&status::moving(
-                            &desired,
-                            &record,
-                            verdict.located.as_ref(),
-                            self.env.now(),
-                        ));
-                    }
-                    None => look_again = Some(Duration::from_secs(1)),
-                }
-                if look_again.is_none() {
+                if let Some(record) = self.create(&desired, spec).await? {
+                    events.push(happenings::begun(&record));
+                    let (located, now) = (verdict.located.as_ref(), self.env.now());
+                    report.status(&status::moving(&desired, &record, located, now));
                     continue;
                 }
+                look_again = Some(Duration::from_secs(1));
             }
             let (verdict, after) = self.mend_in_place(&key, &desired, verdict, report).await;
             look_again = sooner(look_again, after);
-            let status = status::resting(&desired, &verdict, leftover.as_ref(), self.env.now());
+            let status = status::resting(&desired, &verdict, open.leftover.as_ref(), self.env.now());
             events.extend(happenings::of_status(&before, &status));
             return Ok(Pass {
                 status,
@@ -269,6 +256,33 @@ impl Engine {
                 look_again,
             });
         }
+    }
+
+    /// Carries on the open moves of a placement, and remembers those that ended.
+    async fn drive_open(
+        &self,
+        key: &Key,
+        desired: &mut Desired,
+        report: &dyn Report,
+        events: &mut Vec<Happening>,
+    ) -> Result<Open, RecordError> {
+        let mut open = Open::default();
+        for record in self.book.open_of(&desired.uid) {
+            let driven = self.drive_for(key, desired, record, report, events).await?;
+            open.look_again = sooner(open.look_again, driven.look_again);
+            if driven.record.finished() {
+                status::remember(&mut desired.status, &driven.record, desired.generation);
+            } else if status::is_leftover(&driven.record, self.env.now()) {
+                open.look_again = sooner(open.look_again, Some(LEFTOVER));
+                open.leftover = Some(driven.record);
+            } else {
+                open.in_hand = Some(driven.record);
+            }
+        }
+        if let Some(last) = self.book.last_of(&desired.uid) {
+            status::remember(&mut desired.status, &last, desired.generation);
+        }
+        Ok(open)
     }
 
     /// Carries on a move of a placement.

@@ -20,71 +20,22 @@ pub struct Happening {
 
 /// What the change of a record is worth telling.
 pub(crate) fn of_record(old: &Record, new: &Record) -> Option<Happening> {
-    let (spec, status) = (&new.spec, &new.status);
-    let tell = |warning, reason: &str, message: String| {
-        Some(Happening {
-            record: Some(new.name.clone()),
-            warning,
-            reason: reason.to_owned(),
-            message,
-        })
-    };
-    let error = || {
-        status
-            .last_error
-            .as_ref()
-            .map(|e| e.message.clone())
-            .unwrap_or_default()
-    };
-    let undone = || status.undo.as_ref().map_or_else(error, |u| u.message.clone());
-    if old.status.outcome != status.outcome {
-        let outcome = status.outcome()?;
-        return match outcome {
-            Outcome::Succeeded => {
-                let downtime = status
-                    .downtime
-                    .map(|d| format!(", {d} not running"))
-                    .unwrap_or_default();
-                let to = &spec.to;
-                tell(
-                    false,
-                    outcome.as_str(),
-                    format!("{} is on {}{downtime}", to.name, to.server),
-                )
-            }
-            Outcome::Undone | Outcome::Cancelled => {
-                let warning = outcome == Outcome::Undone;
-                let from = &spec.from;
-                let message = format!("{} is on {} as before: {}", from.name, from.server, undone());
-                tell(warning, outcome.as_str(), message)
-            }
-            Outcome::NeedsAttention => tell(true, outcome.as_str(), error()),
-        };
+    if old.status.outcome != new.status.outcome {
+        return of_outcome(new);
     }
-    if old.status.step == status.step {
+    if old.status.step == new.status.step {
         return None;
     }
-    let name = &spec.from.name;
-    match status.step()? {
-        step @ Step::Stopped => tell(
-            false,
-            step.as_str(),
-            format!("{name} is stopped on {}", spec.from.server),
+    let (from, to) = (&new.spec.from, &new.spec.to);
+    let step = new.status.step()?;
+    let message = match step {
+        Step::Stopped => format!("{} is stopped on {}", from.name, from.server),
+        Step::Committed => format!(
+            "{} belongs to {} from now on; the move only goes forward",
+            from.name, to.server
         ),
-        step @ Step::Committed => tell(
-            false,
-            step.as_str(),
-            format!(
-                "{name} belongs to {} from now on; the move only goes forward",
-                spec.to.server
-            ),
-        ),
-        step @ Step::Started => tell(
-            false,
-            step.as_str(),
-            format!("{} runs on {}", spec.to.name, spec.to.server),
-        ),
-        step @ Step::Undoing => tell(true, step.as_str(), undone()),
+        Step::Started => format!("{} runs on {}", to.name, to.server),
+        Step::Undoing => undone(new),
         Step::Accepted
         | Step::Marked
         | Step::Precopied
@@ -92,8 +43,48 @@ pub(crate) fn of_record(old: &Record, new: &Record) -> Option<Happening> {
         | Step::Transferred
         | Step::Verified
         | Step::Retired
-        | Step::Cleaned => None,
+        | Step::Cleaned => return None,
+    };
+    Some(tell(new, step == Step::Undoing, step.as_str(), message))
+}
+
+/// How a move ended.
+fn of_outcome(record: &Record) -> Option<Happening> {
+    let (from, to) = (&record.spec.from, &record.spec.to);
+    let outcome = record.status.outcome()?;
+    let (warning, message) = match outcome {
+        Outcome::Succeeded => {
+            let downtime = record.status.downtime;
+            let downtime = downtime.map(|d| format!(", {d} not running")).unwrap_or_default();
+            (false, format!("{} is on {}{downtime}", to.name, to.server))
+        }
+        Outcome::Undone | Outcome::Cancelled => {
+            let message = format!("{} is on {} as before: {}", from.name, from.server, undone(record));
+            (outcome == Outcome::Undone, message)
+        }
+        Outcome::NeedsAttention => (true, error(record)),
+    };
+    Some(tell(record, warning, outcome.as_str(), message))
+}
+
+fn tell(record: &Record, warning: bool, reason: &str, message: String) -> Happening {
+    Happening {
+        record: Some(record.name.clone()),
+        warning,
+        reason: reason.to_owned(),
+        message,
     }
+}
+
+fn error(record: &Record) -> String {
+    let error = record.status.last_error.as_ref();
+    error.map(|e| e.message.clone()).unwrap_or_default()
+}
+
+/// Why a move is undone.
+fn undone(record: &Record) -> String {
+    let cause = record.status.undo.as_ref();
+    cause.map_or_else(|| error(record), |u| u.message.clone())
 }
 
 /// A new move.

@@ -4,11 +4,20 @@
 //! | module | what it does |
 //! |---|---|
 //! | [`Engine`] | one placement after the other: open move or plan, record, drive, status |
+//! | `in_place`, `power` | what is done without a move: power state, stale marks |
+//! | `sweep` | copies that late requests left behind |
 //! | `book`, `placements` | what is remembered of records and placements: slots, claims, whom a change concerns |
-//! | [`inventory`] | follows one server: events first, then facts and one list, then only what changed |
 //! | [`registry`] | the servers by namespace and name; those of one fingerprint share inventory and limits |
-//! | `tasks` | carries out effects in the background and keeps each outcome until a step has seen it |
+//! | [`inventory`], `primaries` | follows one server: events first, then facts and one list, then only what changed |
 //! | [`drive`] | passes over one open move: read, step, write the record, effect |
+//! | `tasks`, `transfer` | carries out effects in the background and keeps each outcome until a step has seen it |
+//! | `happenings` | what is worth telling people once |
+//!
+//! Whoever wires it up: gives the servers to [`Engine::registry`] (the same `Arc` as long as the connection is the same),
+//! tells of every placement ([`Engine::placement_seen`]) and loads all records ([`Engine::load`]) before the first
+//! [`Engine::reconcile`], follows [`Engine::changes`] and looks again at whom [`Engine::concerned`] names, tells of records
+//! that others changed, calls [`Engine::drive_orphans`] for namespaces with moves whose placement is gone, and
+//! [`Engine::sweep`] now and then. One pass per placement at a time.
 #![deny(missing_docs)]
 
 mod book;
