@@ -1,0 +1,285 @@
+//! The crash table: the real engine on simulated servers, where the controller dies before and after every single write,
+//! where its requests arrive minutes late, and where people, hosts and daemons interfere at every step. Whatever happens,
+//! the invariants hold at every instant and the move ends.
+
+#[path = "crash/life.rs"]
+mod life;
+#[path = "crash/scenario.rs"]
+mod scenario;
+#[path = "crash/table.rs"]
+mod table;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use berth_core::model::Product;
+use berth_core::server::FailureKind;
+use berth_sim::{Caller, Fault, World};
+use scenario::Scenario;
+use table::{Case, Report, Table};
+
+#[test]
+fn an_undisturbed_move_ends_with_one_instance_at_its_target_and_nothing_left() {
+    for scenario in Scenario::all() {
+        let report = Case::undisturbed(&scenario).run();
+        let name = &scenario.name;
+        assert_eq!(report.breach, None, "{name}\n{}", report.log.join("\n"));
+        assert_eq!(report.outcome, "Succeeded", "{name}\n{}", report.log.join("\n"));
+        assert_eq!(report.instances.len(), 1, "{name}: {:?}", report.instances);
+        let place = format!(
+            "{} {}/web-1 {:?}",
+            scenario.target(),
+            scenario.project,
+            scenario.power_after
+        );
+        assert!(
+            report.instances[0].starts_with(&place),
+            "{name}: {:?}",
+            report.instances
+        );
+        assert!(
+            report.instances[0].contains("newest data"),
+            "{name}: {:?}",
+            report.instances
+        );
+    }
+}
+
+/// The scenarios that are disturbed in every way, one of each kind.
+fn some() -> Vec<Scenario> {
+    const KINDS: [&str; 6] = [
+        "Incus pull, running",
+        "LXD pull, running",
+        "Incus pull, slow servers",
+        "Incus pull, virtual machine",
+        "Incus pull, restricted project",
+        "Incus inside, pool",
+    ];
+    Scenario::all()
+        .into_iter()
+        .filter(|s| KINDS.contains(&s.name.as_str()))
+        .collect()
+}
+
+/// A scenario cancelled before every write that the undisturbed move makes.
+fn cancellations(scenario: &Scenario) -> Vec<Scenario> {
+    let writes = Case::undisturbed(scenario).run().writes.0;
+    (1..writes).map(|nth| scenario.cancelled_before(nth)).collect()
+}
+
+#[test]
+fn a_cancelled_move_ends_where_it_began_or_where_it_was_going_and_leaves_nothing() {
+    let mut table = Table::new("cancelled");
+    for scenario in Scenario::all().iter().flat_map(cancellations) {
+        let report = Case::undisturbed(&scenario).run();
+        let start = if scenario.instance.running {
+            "Running"
+        } else {
+            "Stopped"
+        };
+        let place = match report.outcome.as_str() {
+            "Cancelled" => format!("a {}/web-1 {start}", scenario.project),
+            _ => format!(
+                "{} {}/web-1 {:?}",
+                scenario.target(),
+                scenario.project,
+                scenario.power_after
+            ),
+        };
+        let one = report.instances.len() == 1 && report.instances[0].starts_with(&place);
+        let right = report.is_settled() && one && report.outcome != "Undone";
+        table.case(
+            &scenario.name,
+            &report,
+            right,
+            "one instance at either end, nothing left",
+        );
+    }
+    table.finish();
+}
+
+#[test]
+fn a_controller_that_dies_before_or_after_any_write_changes_nothing_but_one_repeated_transfer() {
+    let mut table = Table::new("crashes");
+    let cancelled = some()
+        .into_iter()
+        .filter(|s| s.product == Product::Incus)
+        .flat_map(|s| cancellations(&s));
+    for scenario in Scenario::all().into_iter().chain(cancelled) {
+        let undisturbed = Case::undisturbed(&scenario).run();
+        // a cancellation that the first controller does not live to see is another case
+        let first = scenario.cancel_before.map_or(0, |n| n + 1);
+        for nth in first..undisturbed.writes.0 {
+            for fault in [Fault::CrashBefore, Fault::CrashAfter] {
+                for vacancy in [0, 15].into_iter().take(if first == 0 { 2 } else { 1 }) {
+                    let mut case = Case::disturbed(&scenario, move |_, w| {
+                        (w.controller == "c1" && w.nth == nth).then_some(fault)
+                    });
+                    case.vacancy = Duration::from_secs(vacancy);
+                    let report = case.run();
+                    let what = format!("{}, {fault:?} {nth}, vacancy {vacancy} s", scenario.name);
+                    let difference = undisturbed.difference(&report);
+                    table.case(
+                        &what,
+                        &report,
+                        difference.is_none(),
+                        difference.as_deref().unwrap_or_default(),
+                    );
+                }
+            }
+        }
+    }
+    table.finish();
+}
+
+#[test]
+fn a_request_that_arrives_late_at_any_later_moment_breaks_no_invariant() {
+    let mut table = Table::new("late requests");
+    let all = some();
+    let cancelled = [6, 9, 12].map(|nth| all[0].cancelled_before(nth));
+    for scenario in all.iter().chain(&cancelled) {
+        for nth in 0..Case::undisturbed(scenario).run().writes.0 {
+            // first without any delivery, to count the later writes
+            let mut moments = vec![None];
+            let mut next = 0;
+            while let Some(moment) = moments.get(next).copied() {
+                let report = late(scenario, nth, moment);
+                if next == 0 {
+                    moments.extend((0..=report.writes.1).map(Some));
+                }
+                let what = format!("{}, request {nth} arrives before write {moment:?}", scenario.name);
+                table.case(&what, &report, report.is_settled(), "settled without a breach");
+                next += 1;
+            }
+        }
+    }
+    table.finish();
+}
+
+/// The first controller dies while its `nth` write is under way, which arrives before that write of the second one, or
+/// in the end, or never.
+fn late(scenario: &Scenario, nth: u64, moment: Option<u64>) -> Report {
+    let mut case = Case::disturbed(scenario, move |world, w| {
+        if w.controller == "c1" && w.nth == nth {
+            return Some(Fault::Late(Caller::Dies));
+        }
+        if w.controller == "c2" && Some(w.nth) == moment {
+            for request in world.late() {
+                // a refusal is what is hoped for
+                let _ = world.deliver_late(request.id);
+            }
+        }
+        None
+    });
+    case.deliver_at_end = moment.is_some();
+    case.run()
+}
+
+/// Something that a person, a host or a daemon does.
+type Act = (&'static str, Arc<dyn Fn(&World, &Scenario) + Send + Sync>);
+
+fn acts() -> Vec<Act> {
+    let mut acts: Vec<Act> = Vec::new();
+    let mut add = |name, act: fn(&World, &Scenario)| acts.push((name, Arc::new(act)));
+    // whether people succeed is up to the servers
+    add("a person starts the source", |w, s| drop(w.start("a", &s.at())));
+    add("a person stops the source", |w, s| drop(w.stop("a", &s.at())));
+    add("a person stops and starts the source", |w, s| {
+        drop(w.stop("a", &s.at()).and_then(|()| w.start("a", &s.at())));
+    });
+    add("a person starts and stops the source", |w, s| {
+        drop(w.start("a", &s.at()).and_then(|()| w.stop("a", &s.at())));
+    });
+    add("a person starts the target", |w, s| drop(w.start(s.target(), &s.at())));
+    add("a person stops the target", |w, s| drop(w.stop(s.target(), &s.at())));
+    add("a person deletes the source", |w, s| drop(w.delete("a", &s.at())));
+    add("the guest writes", |w, s| {
+        w.write_data("a", &s.at());
+        w.write_data(s.target(), &s.at());
+    });
+    add("the source's host reboots", |w, _| w.reboot("a"));
+    add("the target's host reboots", |w, s| w.reboot(s.target()));
+    add("the source's daemon restarts", |w, _| w.daemon_restart("a"));
+    add("the target's daemon restarts", |w, s| w.daemon_restart(s.target()));
+    add("the source is cut off for a minute", |w, _| {
+        w.cut_off_for("a", Duration::from_secs(60));
+    });
+    add("the target is cut off for a minute", |w, s| {
+        w.cut_off_for(s.target(), Duration::from_secs(60));
+    });
+    add("the target is cut off for five minutes", |w, s| {
+        w.cut_off_for(s.target(), Duration::from_secs(300));
+    });
+    acts
+}
+
+#[test]
+fn whatever_people_hosts_and_daemons_do_at_any_step_breaks_no_invariant_and_the_move_ends() {
+    let mut table = Table::new("interference");
+    let all = some();
+    let cancelled = [6, 9, 12, 14].map(|nth| all[0].cancelled_before(nth));
+    for scenario in all.iter().chain(&cancelled) {
+        let writes = Case::undisturbed(scenario).run().writes.0;
+        for (name, act) in acts() {
+            if scenario.inside.is_some() && name.contains("deletes") {
+                continue; // then there is nothing left to wait for, and the move waits for it
+            }
+            for nth in 0..writes {
+                // a moment later, the write is being carried out
+                for pause in [0, 100]
+                    .into_iter()
+                    .take(if scenario.name == all[0].name { 2 } else { 1 })
+                {
+                    let (act, s) = (act.clone(), scenario.clone());
+                    let case = Case::disturbed(scenario, move |world, w| {
+                        // who deletes the source while we delete the copy wants no instance at all
+                        let both = name.contains("deletes") && w.write.verb() == "remove";
+                        if w.controller == "c1" && w.nth == nth && !both {
+                            let (act, world, s) = (act.clone(), world.clone(), s.clone());
+                            if pause == 0 {
+                                act(&world, &s);
+                            } else {
+                                world.after(Duration::from_millis(pause), move |w| act(w, &s));
+                            }
+                        }
+                        None
+                    });
+                    let report = case.run();
+                    let what = format!("{}, {name} at write {nth} + {pause} ms", scenario.name);
+                    let gone = name.contains("deletes") && report.has_ended() && report.breach.is_none();
+                    table.case(&what, &report, gone || report.is_settled(), "settled without a breach");
+                }
+            }
+        }
+    }
+    table.finish();
+}
+
+#[test]
+fn a_write_that_fails_or_whose_answer_is_lost_breaks_no_invariant_and_the_move_ends() {
+    let mut table = Table::new("failures");
+    for scenario in some() {
+        let undisturbed = Case::undisturbed(&scenario).run();
+        for nth in 0..undisturbed.writes.0 {
+            let failures = [
+                (FailureKind::Unknown, true),
+                (FailureKind::Unknown, false),
+                (FailureKind::Unreachable, false),
+                (FailureKind::Busy, false),
+                (FailureKind::Changed, false),
+                (FailureKind::Refused, false),
+            ];
+            for (kind, carried_out) in failures {
+                let fault = Fault::Fail { kind, carried_out };
+                let case = Case::disturbed(&scenario, move |_, w| (w.nth == nth).then_some(fault));
+                let report = case.run();
+                let what = format!(
+                    "{}, write {nth} fails: {kind:?}, carried out: {carried_out}",
+                    scenario.name
+                );
+                table.case(&what, &report, report.is_settled(), "settled without a breach");
+            }
+        }
+    }
+    table.finish();
+}

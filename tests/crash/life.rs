@@ -1,0 +1,109 @@
+//! The life of one controller: the real engine on a simulated world, from its start to the end of the move or its death.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use berth_api::Reason;
+use berth_api::server::Limits;
+use berth_core::moves::{StopRules, Wish};
+use berth_core::records::{Record, Records};
+use berth_engine::drive::{Driver, Orders};
+use berth_engine::registry::{Registry, ServerConfig};
+use berth_engine::{Env, Key};
+use berth_sim::World;
+use jiff::Timestamp;
+use tokio::sync::Notify;
+
+use crate::scenario::{MOVE, NAMESPACE};
+
+/// No move of the table takes longer, whatever happens to it.
+const LONGEST: Duration = Duration::from_secs(3 * 3600);
+
+/// How a controller's life ended.
+#[derive(Debug)]
+pub enum End {
+    Finished,
+    Died,
+    Stuck(String),
+}
+
+/// Runs controller `id` until the move is over or the controller is dead. What it leaves half done stays half done.
+pub async fn live(world: &World, id: &str, interrupt: &Notify) -> End {
+    tokio::select! {
+        biased;
+        () = world.died(id) => End::Died,
+        () = carry_on(world, id, interrupt) => End::Finished,
+        () = tokio::time::sleep(LONGEST) => {
+            let record = world.record(NAMESPACE, MOVE);
+            let status = record.map(|r| (r.status.step, r.status.last_error));
+            End::Stuck(format!("{status:?}"))
+        }
+    }
+}
+
+async fn carry_on(world: &World, id: &str, interrupt: &Notify) {
+    let (clock, alive) = (world.clone(), world.clone());
+    let name = id.to_owned();
+    let env = Env {
+        clock: Arc::new(move || clock.now()),
+        may_act: Arc::new(move || !alive.is_dead(&name)),
+        lease_is_safe: Arc::new(|| true),
+    };
+    let changes = tokio::sync::broadcast::Sender::new(64);
+    let registry = Arc::new(Registry::new(env.clone(), changes.clone()));
+    for server in ["a", "b"] {
+        let config = ServerConfig {
+            created_at: Timestamp::UNIX_EPOCH,
+            cordoned: false,
+            limits: Limits::default(),
+            interval: Duration::from_secs(300),
+            address: format!("https://{server}"),
+            peer_address: None,
+            allow_unsafe_overrides: false,
+        };
+        let connection = Arc::new(world.connect(id, server));
+        registry.upsert(
+            &Key::new(NAMESPACE, server),
+            config,
+            connection,
+            Some(berth_sim::CERTIFICATE.to_owned()),
+        );
+    }
+    let records = Arc::new(world.records(id));
+    let driver = Driver::new(env, registry, records.clone(), changes);
+    let orders = Orders {
+        wish: &wish,
+        open_moves: vec![MOVE.to_owned()],
+        interrupt,
+        written: &|_| {},
+    };
+    loop {
+        let again = match records.load(NAMESPACE, MOVE).await {
+            Ok(record) => driver.drive(record, &orders).await.map(|d| d.look_again),
+            Err(e) => Err(e),
+        };
+        match again {
+            Ok(None) => return,
+            Ok(Some(after)) => {
+                tokio::select! {
+                    () = tokio::time::sleep(after) => {}
+                    () = interrupt.notified() => {}
+                }
+            }
+            Err(_) => tokio::time::sleep(Duration::from_secs(1)).await,
+        }
+    }
+}
+
+fn wish(record: &Record, _: Timestamp) -> Wish {
+    if record.spec.cancel {
+        return Wish::Undo {
+            reason: Reason::MoveCancelled,
+            message: "the move was cancelled".to_owned(),
+        };
+    }
+    Wish::Continue(StopRules {
+        timeout: record.spec.stop.timeout.as_std(),
+        force: record.spec.stop.force,
+    })
+}

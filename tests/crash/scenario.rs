@@ -1,0 +1,253 @@
+//! The moves that the crash table is made of: two simulated servers (or a cluster), one instance, and the record of a move.
+
+use std::time::Duration;
+
+use berth_api::moves::{InstanceMoveSpec, InstanceMoveStatus, MoveEnd};
+use berth_api::{GoDuration, GuardKind, GuardPair, InstanceType, Method, Overrides, Power, Snapshots, Stop, Transfer};
+use berth_core::model::{InstanceRef, Product};
+use berth_core::records::{Record, Records};
+use berth_sim::{InstanceOptions, Options, Timing, World};
+
+pub const NAMESPACE: &str = "shop";
+pub const MOVE: &str = "web-1-x7k2p";
+
+/// One kind of move.
+#[derive(Clone)]
+pub struct Scenario {
+    pub name: String,
+    pub product: Product,
+    pub instance: InstanceOptions,
+    pub guard: GuardPair,
+    pub transfer: Transfer,
+    pub power_after: Power,
+    /// The project, which is restricted unless it is `default`.
+    pub project: String,
+    /// Inside a cluster: the member, pool and project that are asked for.
+    pub inside: Option<(&'static str, &'static str)>,
+    /// Before which write of the first controller the move is cancelled.
+    pub cancel_before: Option<u64>,
+    pub stop: Stop,
+    /// Servers that take seconds for what others do in milliseconds.
+    pub slow: bool,
+}
+
+impl Scenario {
+    /// A running container is pulled from `a` to `b`.
+    pub fn pull(product: Product) -> Self {
+        Self {
+            name: format!("{} pull, running", product.as_str()),
+            product,
+            instance: InstanceOptions::default().snapshot("s0").key("user.role", "shop"),
+            guard: pair(GuardKind::Device),
+            transfer: Transfer::Pull,
+            power_after: Power::Running,
+            project: "default".to_owned(),
+            inside: None,
+            cancel_before: None,
+            stop: Stop {
+                timeout: GoDuration::from_secs(20),
+                force: false,
+            },
+            slow: false,
+        }
+    }
+
+    /// All that are looked at undisturbed, and then disturbed.
+    pub fn all() -> Vec<Self> {
+        let mut all = Self::plain();
+        all.extend(Self::restricted());
+        all.extend(Self::inside());
+        all
+    }
+
+    fn plain() -> Vec<Self> {
+        let (incus, lxd) = (Self::pull(Product::Incus), Self::pull(Product::Lxd));
+        let slow = |s: &Self| s.with("pull, slow servers", |s| s.slow = true);
+        let push = |s: &Self| s.with("push, running", |s| s.transfer = Transfer::Push);
+        vec![
+            incus.clone(),
+            lxd.clone(),
+            slow(&incus),
+            slow(&lxd),
+            push(&incus),
+            push(&lxd),
+            incus.with("pull, virtual machine", |s| {
+                s.instance = InstanceOptions::vm().snapshot("s0");
+            }),
+            incus.with("pull, stopped", Self::stopped),
+            incus.with("pull, stopped, to be started", |s| s.instance.running = false),
+            incus.with("pull, running, to be stopped", |s| s.power_after = Power::Stopped),
+            incus.with("pull, ephemeral, protected, autostart", |s| s.instance = protected()),
+        ]
+    }
+
+    /// The servers refuse the guard device there.
+    fn restricted() -> Vec<Self> {
+        let lock = |s: &mut Self| {
+            s.project = "locked".to_owned();
+            s.guard = pair(GuardKind::Name);
+        };
+        vec![
+            Self::pull(Product::Incus).with("pull, restricted project", lock),
+            Self::pull(Product::Lxd).with("pull, restricted project, stopped", |s| {
+                lock(s);
+                s.stopped();
+            }),
+        ]
+    }
+
+    fn inside() -> Vec<Self> {
+        let (incus, lxd) = (Self::pull(Product::Incus), Self::pull(Product::Lxd));
+        let inside = |s: &mut Self, member, pool| {
+            s.inside = Some((member, pool));
+            s.transfer = Transfer::Internal;
+            s.guard = pair(GuardKind::None);
+        };
+        vec![
+            incus.with("inside, member", |s| inside(s, "m2", "default")),
+            lxd.with("inside, member", |s| inside(s, "m2", "default")),
+            incus.with("inside, pool", |s| inside(s, "m1", "nvme")),
+            lxd.with("inside, member, stopped", |s| {
+                inside(s, "m2", "default");
+                s.stopped();
+            }),
+        ]
+    }
+
+    fn stopped(&mut self) {
+        self.instance.running = false;
+        self.power_after = Power::Stopped;
+    }
+
+    fn with(&self, what: &str, change: impl FnOnce(&mut Self)) -> Self {
+        let mut other = self.clone();
+        other.name = format!("{} {what}", self.product.as_str());
+        change(&mut other);
+        other
+    }
+
+    pub fn at(&self) -> InstanceRef {
+        InstanceRef::new(&self.project, "web-1")
+    }
+
+    /// The same, cancelled before that write of the first controller.
+    pub fn cancelled_before(&self, nth: u64) -> Self {
+        let name = format!("{}, cancelled before write {nth}", self.name);
+        Self {
+            name,
+            cancel_before: Some(nth),
+            ..self.clone()
+        }
+    }
+
+    /// The server where the instance goes.
+    pub fn target(&self) -> &'static str {
+        if self.inside.is_some() { "a" } else { "b" }
+    }
+
+    /// A world in which the move has been accepted and nothing has been done.
+    pub async fn begin(&self) -> (World, Record) {
+        let world = World::new();
+        let options = || {
+            let members: &[&str] = if self.inside.is_some() { &["m1", "m2"] } else { &[] };
+            let mut options = Options::cluster(members).pool("nvme", "zfs");
+            if self.slow {
+                options = options.timing(slow());
+            }
+            if self.project == "default" {
+                options
+            } else {
+                options.restricted_project(&self.project)
+            }
+        };
+        world.add_server("a", self.product, options());
+        world.add_server("b", self.product, options());
+        world.add_instance("a", &self.at(), self.instance.clone());
+        let made = world.records("setup").create(&self.record(&world)).await;
+        (world, made.expect("a new record"))
+    }
+
+    fn record(&self, world: &World) -> Record {
+        let i = world.instance("a", &self.at()).expect("the instance was made");
+        let end = |server: &str, member: Option<&str>, pool: &str| MoveEnd {
+            server: server.to_owned(),
+            fingerprint: world.fingerprint(server),
+            member: member.map(str::to_owned),
+            group: None,
+            project: self.project.clone(),
+            pool: Some(pool.to_owned()),
+            name: "web-1".to_owned(),
+            uuid: None,
+        };
+        let from = MoveEnd {
+            uuid: i.uuid().map(str::to_owned),
+            ..end("a", i.member.as_deref(), "default")
+        };
+        let to = match self.inside {
+            Some((member, pool)) => end("a", Some(member), pool),
+            None => end("b", None, "nvme"),
+        };
+        Record {
+            namespace: NAMESPACE.to_owned(),
+            name: MOVE.to_owned(),
+            version: String::new(),
+            deleting: false,
+            spec: InstanceMoveSpec {
+                placement: "web-1".to_owned(),
+                placement_uid: "uid-1".to_owned(),
+                attempt: 1,
+                generation: Some(1),
+                plan_digest: "sha256:0".to_owned(),
+                method: Method::Cold,
+                guard: self.guard,
+                transfer: self.transfer,
+                instance_type: match i.kind {
+                    berth_core::model::InstanceKind::Container => InstanceType::Container,
+                    berth_core::model::InstanceKind::VirtualMachine => InstanceType::VirtualMachine,
+                },
+                from,
+                to,
+                power_after: self.power_after,
+                snapshots: Snapshots::Include,
+                stop: self.stop,
+                warm: None,
+                live: None,
+                timeout: None,
+                overrides: Overrides::default(),
+                keep_source: GoDuration::from_secs(0),
+                cancel: false,
+            },
+            status: InstanceMoveStatus::default(),
+        }
+    }
+}
+
+fn pair(guard: GuardKind) -> GuardPair {
+    GuardPair {
+        source: guard,
+        target: guard,
+    }
+}
+
+fn protected() -> InstanceOptions {
+    let options = InstanceOptions {
+        ephemeral: true,
+        ..InstanceOptions::default()
+    };
+    options
+        .key("security.protection.delete", "true")
+        .key("boot.autostart", "true")
+}
+
+fn slow() -> Timing {
+    let seconds = Duration::from_secs;
+    Timing {
+        request: Duration::from_millis(400),
+        start: seconds(3),
+        stop: seconds(4),
+        small: seconds(3),
+        transfer: seconds(8),
+        tail: seconds(2),
+        ..Timing::of(Product::Incus)
+    }
+}
