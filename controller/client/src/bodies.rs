@@ -92,7 +92,11 @@ pub(crate) fn accept(request: &AcceptRequest) -> Value {
 }
 
 /// A move inside the server. `name` repeats the present name where it stays: that is what the servers' clients send.
+/// A new name alone is a rename: as a migration it would wait for a partner until it times out.
 pub(crate) fn relocation(name: &str, to: &Relocation) -> Value {
+    if let (Some(new), None, None, None) = (&to.name, &to.member, &to.pool, &to.project) {
+        return rename(new);
+    }
     let mut body = json!({
         "name": to.name.as_deref().unwrap_or(name),
         "migration": true,
