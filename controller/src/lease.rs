@@ -11,9 +11,12 @@ use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
 use kube::api::PostParams;
+use kube::core::Status;
 use kube::{Api, Client};
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
+
+use crate::store::sentence;
 
 /// How long a lease holds without being renewed.
 const DURATION: Duration = Duration::from_secs(15);
@@ -190,7 +193,7 @@ async fn claim(api: &Api<Lease>, election: &Election, leadership: &Leadership) -
             Ok(Ok(None)) => String::new(),
             // somebody else was quicker
             Ok(Err(kube::Error::Api(status))) if status.is_conflict() || status.is_already_exists() => String::new(),
-            Ok(Err(error)) => error.to_string(),
+            Ok(Err(error)) => sentence(&error),
             Err(_) => "the API server does not answer".to_owned(),
         };
         if !problem.is_empty() && problem != said {
@@ -207,7 +210,7 @@ async fn look(api: &Api<Lease>, election: &Election, unchanged: &mut Unchanged) 
     };
     let still = unchanged.note(lease.spec.as_ref());
     Ok(match lease.spec.as_ref() {
-        Some(spec) if holder(spec) == election.identity => Look::Ours(lease),
+        Some(_) if is_ours(&lease, election) => Look::Ours(lease),
         Some(spec) if is_free(spec, still) => Look::Free(Some(lease)),
         None => Look::Free(Some(lease)),
         Some(_) => Look::Theirs,
@@ -256,7 +259,8 @@ fn claimed(election: &Election, found: Option<Lease>, now: Timestamp) -> Lease {
 }
 
 /// Renews until the lease is lost.
-async fn renew(api: &Api<Lease>, election: &Election, leadership: &Leadership, mut lease: Lease) {
+async fn renew(api: &Api<Lease>, election: &Election, leadership: &Leadership, lease: Lease) {
+    let mut lease = Some(lease);
     let mut pause = jittered(RENEW);
     loop {
         sleep(pause.min(leadership.remaining())).await;
@@ -265,31 +269,36 @@ async fn renew(api: &Api<Lease>, election: &Election, leadership: &Leadership, m
         }
         let began = (Instant::now(), SystemTime::now());
         let call = CALL.min(leadership.remaining());
-        let error = match timeout(call, write(api, election, Some(lease.clone()))).await {
+        let error = match timeout(call, write(api, election, lease.clone())).await {
             Ok(Ok(renewed)) => {
-                lease = renewed;
+                lease = Some(renewed);
                 leadership.extend(began);
                 pause = jittered(RENEW);
                 continue;
             }
-            Ok(Err(kube::Error::Api(status))) if status.is_conflict() || status.is_not_found() => {
-                // our own write whose answer was lost, or somebody else's
+            Ok(Err(kube::Error::Api(status))) if is_changed(&status) => {
+                // our own write whose answer was lost, somebody else's, or somebody deleted it
                 match timeout(call, api.get_opt(&election.name)).await {
-                    Ok(Ok(Some(found))) if found.spec.as_ref().is_some_and(|s| holder(s) == election.identity) => {
-                        lease = found;
-                        "it was changed meanwhile".to_owned()
-                    }
+                    Ok(Ok(found)) if found.as_ref().is_none_or(|l| is_ours(l, election)) => lease = found,
                     Ok(Ok(_)) => return,
-                    Ok(Err(error)) => error.to_string(),
-                    Err(_) => "the API server does not answer".to_owned(),
+                    Ok(Err(_)) | Err(_) => {}
                 }
+                status.message.clone()
             }
-            Ok(Err(error)) => error.to_string(),
+            Ok(Err(error)) => sentence(&error),
             Err(_) => "the API server does not answer".to_owned(),
         };
         tracing::warn!(%error, "the lease cannot be renewed; tried again");
         pause = jittered(RETRY);
     }
+}
+
+fn is_changed(status: &Status) -> bool {
+    status.is_conflict() || status.is_already_exists() || status.is_not_found()
+}
+
+fn is_ours(lease: &Lease, election: &Election) -> bool {
+    lease.spec.as_ref().is_some_and(|s| holder(s) == election.identity)
 }
 
 /// Give or take a tenth, so that several controllers do not ask at the same instant.

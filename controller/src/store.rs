@@ -44,9 +44,16 @@ impl StoreError {
             kube::Error::Api(status) if status.is_conflict() || status.is_already_exists() => Self::Conflict(attempted),
             kube::Error::Api(status) if status.is_not_found() => Self::NotFound(attempted),
             kube::Error::Api(status) if status.is_forbidden() => Self::Forbidden(attempted, status.message.clone()),
-            kube::Error::Api(status) => Self::Failed(attempted, status.message.clone()),
-            other => Self::Failed(attempted, other.to_string()),
+            other => Self::Failed(attempted, sentence(&other)),
         }
+    }
+}
+
+/// What the API server said, or why it was not reached, without the details that repeat it.
+pub(crate) fn sentence(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) => status.message.clone(),
+        other => other.to_string(),
     }
 }
 
