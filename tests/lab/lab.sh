@@ -69,7 +69,7 @@ up() {
   mkdir -p "$LAB_DIR"; chmod 711 "$LAB_DIR"
   declare -p LAB_INCUS LAB_LXD LAB_CLUSTER LAB_LXD_CLUSTER LAB_POOL_SIZE LAB_DEBUG >"$LAB_DIR/lab.conf"
   bridge "$PFX" "$NET.1" 01; bridge "$PFX-lan" "$LAN.1" 02
-  make_image "$LAB_DIR/busybox.tar.gz"; make_client_key
+  make_image "$LAB_DIR/busybox.tar.gz"; make_client_keys
   log "image and keys made"
   for n in $LAB_INCUS $LAB_LXD; do { standalone_up "$n" && log "$n is up"; } & pids="$pids $!"; done
   if [ -n "$LAB_CLUSTER" ]; then { cluster_up $LAB_CLUSTER && log "cluster $LAB_CLUSTER is up"; } & pids="$pids $!"; fi

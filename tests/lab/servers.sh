@@ -23,9 +23,12 @@ properties: {architecture: $(uname -m), description: counting busybox, os: busyb
 M
   tar --sort=name --mtime=@1700000000 --numeric-owner --owner=0 --group=0 -C "$d" -czf "$out" metadata.yaml rootfs; rm -rf "$d"
 }
-make_client_key() {
-  openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-384 -nodes -days 3650 -subj /CN=lab-client -addext extendedKeyUsage=clientAuth \
-    -keyout "$LAB_DIR/client.key" -out "$LAB_DIR/client.crt" 2>/dev/null || die "cannot make the client's key"
+make_client_keys() { # `client` is the controller's, `person` is what people use: servers tell who asked for a stop
+  local who
+  for who in client person; do
+    openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-384 -nodes -days 3650 -subj "/CN=lab-$who" -addext extendedKeyUsage=clientAuth \
+      -keyout "$LAB_DIR/$who.key" -out "$LAB_DIR/$who.crt" 2>/dev/null || die "cannot make the key of $who"
+  done
 }
 
 #---------------------------------------------------------------- first configuration
@@ -69,7 +72,7 @@ cli() { local n=$1; shift; if [ "$(kind "$n")" = lxd ]; then in_node "$n" lxc "$
 preseed() { if [ "$(kind "$1")" = lxd ]; then in_node "$1" lxd init --preseed; else in_node "$1" incus admin init --preseed; fi; }
 trust_and_image() {
   local n=$1 sub=add-certificate; [ "$(kind "$n")" = lxd ] && sub=add
-  cli "$n" config trust $sub "$LAB_DIR/client.crt" --name lab-client && cli "$n" image import "$LAB_DIR/busybox.tar.gz" --alias bb --quiet >/dev/null
+  cli "$n" config trust $sub "$LAB_DIR/client.crt" --name lab-client && cli "$n" config trust $sub "$LAB_DIR/person.crt" --name lab-person && cli "$n" image import "$LAB_DIR/busybox.tar.gz" --alias bb --quiet >/dev/null
 }
 save_certificate() { local f="$LAB_DIR/$1/cluster.crt"; [ -e "$f" ] || f="$LAB_DIR/$1/server.crt"; cp "$f" "$LAB_DIR/$1.crt"; }
 standalone_up() {
@@ -91,7 +94,8 @@ cluster_up() {
 client_config() { # remotes for `incus` and `lxc` on this machine
   local n dir tool
   for tool in incus lxc; do
-    dir=$LAB_DIR/cli/$tool; mkdir -p "$dir/servercerts"; cp "$LAB_DIR/client.crt" "$LAB_DIR/client.key" "$dir/"
+    dir=$LAB_DIR/cli/$tool; mkdir -p "$dir/servercerts"
+    cp "$LAB_DIR/person.crt" "$dir/client.crt"; cp "$LAB_DIR/person.key" "$dir/client.key"
     printf 'default-remote: local\nremotes:\n' >"$dir/config.yml"
   done
   for n in $(all_nodes); do
