@@ -114,6 +114,64 @@ fn a_copy_on_its_way_in_or_out_is_no_candidate() {
 }
 
 #[test]
+fn the_former_source_of_a_committed_move_is_no_candidate_while_its_server_is_away() {
+    let marked = |role: &str| {
+        let mut i = instance("web");
+        i.config.insert("user.berth.move".into(), "web-x7k2p".into());
+        i.config.insert("user.berth.role".into(), role.into());
+        i
+    };
+    let mut w = world([
+        ("rack-a", server("a", [marked("source")])),
+        ("rack-b", server("b", [marked("owner")])),
+    ]);
+    let spec = serde_json::json!({
+        "placement": "web", "placementUID": "uid", "attempt": 1, "planDigest": "", "method": "Cold",
+        "transfer": "Pull", "instanceType": "Container", "powerAfter": "Running",
+        "from": {"server": "rack-a", "fingerprint": "a", "project": "default", "name": "web"},
+        "to": {"server": "rack-b", "fingerprint": "b", "project": "default", "name": "web"},
+    });
+    w.records = vec![berth_core::records::Record {
+        namespace: "shop".into(),
+        name: "web-x7k2p".into(),
+        version: String::new(),
+        deleting: false,
+        spec: serde_json::from_value(spec).unwrap(),
+        status: Default::default(),
+    }];
+    w.open_moves = vec!["web-x7k2p".into()];
+    let verdict = plan(&desired("web", "rack-b"), &w, now());
+    assert!(matches!(verdict.decision, Decision::InSync), "{verdict:?}");
+}
+
+#[test]
+fn a_placement_that_is_being_deleted_starts_nothing() {
+    let w = world([("rack-a", server("a", [instance("web")])), ("rack-b", server("b", []))]);
+    let mut d = desired("web", "rack-b");
+    d.deleting = true;
+    assert_eq!(reason(&plan(&d, &w, now()).decision), Some(Reason::Pending));
+}
+
+#[test]
+fn a_cancelled_move_is_not_made_again_although_its_record_was_deleted() {
+    let w = world([("rack-a", server("a", [instance("web")])), ("rack-b", server("b", []))]);
+    let mut d = desired("web", "rack-b");
+    d.status.moves = vec![berth_api::placement::MoveSummary {
+        name: "web-x7k2p".into(),
+        method: Method::Cold,
+        from: "rack-a".into(),
+        to: "rack-b".into(),
+        outcome: "Cancelled".into(),
+        finished_at: None,
+        downtime: None,
+        generation: Some(1),
+    }];
+    assert_eq!(reason(&plan(&d, &w, now()).decision), Some(Reason::MoveCancelled));
+    d.generation = 2;
+    assert!(matches!(plan(&d, &w, now()).decision, Decision::Move(_)));
+}
+
+#[test]
 fn every_refusal_has_its_reason_and_a_way_to_mend_it() {
     type Change = fn(&mut berth_core::plan::Desired, &mut berth_core::plan::World);
     let rows: [(Reason, Change); 12] = [

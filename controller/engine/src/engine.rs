@@ -382,7 +382,13 @@ impl Engine {
         let mut world = World {
             servers: self.registry.views(&desired.namespace, &usage),
             claims: Vec::new(),
-            records: self.book.last_of(&desired.uid).into_iter().collect(),
+            // an open one here only waits for a server that does not answer
+            records: self
+                .book
+                .open_of(&desired.uid)
+                .into_iter()
+                .chain(self.book.last_of(&desired.uid))
+                .collect(),
             open_moves: self.book.open_names(),
         };
         let located = plan::locate(desired, &world);

@@ -54,6 +54,16 @@ fn candidates(desired: &Desired, world: &World) -> Vec<Located> {
             }
         }
     }
+    let taken_over: BTreeSet<String> = found
+        .iter()
+        .filter(|l| marks::role(&l.instance) == Some(Role::Owner))
+        .filter_map(|l| marks::move_id(&l.instance).map(str::to_owned))
+        .collect();
+    // the former source of a committed move whose server does not answer still looks as it was seen last
+    found.retain(|l| {
+        marks::role(&l.instance) != Some(Role::Source)
+            || marks::move_id(&l.instance).is_none_or(|id| !taken_over.contains(id))
+    });
     found
 }
 
