@@ -174,6 +174,8 @@ impl Shared {
 async fn accept(listener: TcpListener, acceptor: TlsAcceptor, shared: Arc<Shared>) {
     let mut connections = tokio::task::JoinSet::new();
     while let Ok((stream, _)) = listener.accept().await {
+        // without this a small answer waits 40 ms for an acknowledgement
+        let _ = stream.set_nodelay(true);
         let (acceptor, shared) = (acceptor.clone(), Arc::clone(&shared));
         connections.spawn(async move {
             // a client that does not like the certificate or goes away is the client's business
@@ -254,6 +256,7 @@ where
     B: hyper::body::Body<Data = Bytes, Error: Into<Failure>> + Send + 'static,
 {
     let stream = TcpStream::connect(&shared.upstream).await?;
+    stream.set_nodelay(true)?;
     let host = shared.upstream.split(':').next().unwrap_or_default().to_owned();
     let stream = shared.connector.connect(ServerName::try_from(host)?, stream).await?;
     let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
