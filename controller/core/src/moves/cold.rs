@@ -309,12 +309,23 @@ fn transfer(p: &mut Pass<'_>, source: &Copy, definition: crate::model::Definitio
     )
 }
 
+/// The words of the kernel for a full file system and a full quota, which rsync and btrfs repeat.
+fn is_full(message: &str) -> bool {
+    let message = message.to_ascii_lowercase();
+    ["no space left on device", "disk quota exceeded"]
+        .iter()
+        .any(|words| message.contains(words))
+}
+
 fn transfer_failed(p: &mut Pass<'_>, e: &ServerError) -> Transition {
     if is_full(&e.message) {
         let (from, to) = (&p.record.spec.from, &p.record.spec.to);
         let pool = to.pool.as_deref().unwrap_or("default");
         let message = format!("pool {pool} of {} has too little space for {}", to.server, from.name);
-        let fix = format!("free or add space in pool {pool} of {}, or set another spec.target.pool", to.server);
+        let fix = format!(
+            "free or add space in pool {pool} of {}, or set another spec.target.pool",
+            to.server
+        );
         return p.undo(Reason::InsufficientSpace, message, Some(fix));
     }
     let reason = match e.kind {
@@ -332,13 +343,7 @@ fn transfer_failed(p: &mut Pass<'_>, e: &ServerError) -> Transition {
 }
 
 /// A controller that has just started may not know the target yet, and a daemon may restart: neither is a reason to undo.
-pub(super) /// The words of the kernel for a full file system and a full quota, which rsync and btrfs repeat.
-fn is_full(message: &str) -> bool {
-    let message = message.to_ascii_lowercase();
-    ["no space left on device", "disk quota exceeded"].iter().any(|words| message.contains(words))
-}
-
-fn target_silent(p: &mut Pass<'_>) -> Transition {
+pub(super) fn target_silent(p: &mut Pass<'_>) -> Transition {
     if p.silent_for(&p.view.target) < TARGET_PATIENCE {
         return p.wait(POLL);
     }

@@ -176,7 +176,7 @@ impl<'a> Pass<'a> {
 
     /// Begins the undo: once written, no one commits.
     pub fn undo(&mut self, reason: Reason, message: impl Into<String>, fix: Option<String>) -> Transition {
-        let message = message.into();
+        let message = one_line(&message.into());
         self.advance(Step::Undoing);
         let cancelled = reason == Reason::MoveCancelled;
         self.record.status.undo = Some(UndoCause {
@@ -193,7 +193,7 @@ impl<'a> Pass<'a> {
         let attempts = self.record.status.last_error.as_ref().map_or(0, |e| e.attempts) + 1;
         self.record.status.last_error = Some(MoveError {
             reason: reason.as_str().to_owned(),
-            message: message.into(),
+            message: one_line(&message.into()),
             fix,
             at: Some(MicroTime(self.now)),
             attempts,
@@ -320,4 +320,17 @@ impl<'a> Pass<'a> {
     pub fn kept_true(&self, key: &str) -> bool {
         self.kept(key).flatten() == Some("true")
     }
+}
+
+/// Longest message that is kept.
+const MESSAGE_MAX: usize = 500;
+
+/// A server's words as one sentence: what rsync says has several lines, and both ends repeat it.
+fn one_line(message: &str) -> String {
+    let mut line = message.split_whitespace().collect::<Vec<_>>().join(" ");
+    if let Some((end, _)) = line.char_indices().nth(MESSAGE_MAX) {
+        line.truncate(end);
+        line.push('…');
+    }
+    line
 }

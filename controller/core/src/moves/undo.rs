@@ -75,6 +75,8 @@ fn restore_source(p: &mut Pass<'_>, source: &Copy) -> Option<Transition> {
     }
     let ran = p.record.status.ran_before == Some(true);
     if ran && i.power == Power::Stopped {
+        // a stop that timed out has happened now, so it need not be waited for any longer
+        p.record.status.stopped_at.get_or_insert(MicroTime(p.now));
         if let Some(t) = p.retry_after_failure(EffectKind::Start) {
             return Some(t);
         }

@@ -159,8 +159,9 @@ pub(super) fn history(desired: &Desired, world: &World, now: Timestamp) -> Gate 
             let Some(at) = desired.status.retry_at.as_ref().filter(|t| t.0 > now) else {
                 return Ok(());
             };
+            let fix = fix.map(|f| format!("; {f}")).unwrap_or_default();
             let text = format!(
-                "move {} was undone: {message}; tried again at {}",
+                "move {} was undone: {message}{fix}; tried again at {}",
                 last.name,
                 at.0.round(jiff::Unit::Second).unwrap_or(at.0)
             );
