@@ -45,7 +45,8 @@ pub(super) fn committed(p: &mut Pass<'_>) -> Transition {
         return p.ask(EffectKind::Start, End::Target, &i.at, request);
     }
     started_now(p);
-    started(p)
+    // the source was not read for this step: it must not keep the instance from starting if its server is away
+    p.go_on()
 }
 
 /// Enters Started and closes the account of the downtime.

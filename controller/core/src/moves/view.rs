@@ -189,6 +189,9 @@ pub fn reads(record: &Record) -> Vec<Read> {
     if matches!(step, Step::Accepted | Step::Marked) {
         return reads;
     }
+    if step == Step::Committed {
+        reads.clear();
+    }
     reads.extend(target_places(record).into_iter().map(|at| Read::Instance {
         end: End::Target,
         at,
