@@ -28,6 +28,8 @@ const ORPHANS: usize = 4;
 const COPIES: usize = 2;
 /// How often copies that belong to no open move are looked for.
 const SWEEP: Duration = Duration::from_secs(60);
+/// When records that could not be read are read again.
+const RETRY: Duration = Duration::from_secs(1);
 
 /// Everything that runs while this process takes part.
 #[derive(Clone)]
@@ -178,15 +180,22 @@ impl Wiring {
         for object in self.store.copies.list(|_| true) {
             self.copy_queue.add(key_of(object.as_ref()));
         }
-        let namespaces: BTreeSet<String> = self
-            .store
-            .moves
-            .list(|_| true)
-            .iter()
-            .map(|m| m.namespace().unwrap_or_default())
-            .collect();
-        for namespace in namespaces {
+        for namespace in self.namespaces_with_moves() {
             self.orphan_queue.add(namespace);
+        }
+    }
+
+    fn namespaces_with_moves(&self) -> BTreeSet<String> {
+        let moves = self.store.moves.list(|_| true);
+        moves.iter().map(|m| m.namespace().unwrap_or_default()).collect()
+    }
+
+    /// Slots and marks of all open moves must be known before the first placement is looked at.
+    async fn load_records(&self) {
+        let namespaces = self.namespaces_with_moves();
+        while let Err(error) = self.engine.load(namespaces.iter().map(String::as_str)).await {
+            tracing::warn!(%error, "the records of moves cannot be read now");
+            sleep(RETRY).await;
         }
     }
 
@@ -195,6 +204,7 @@ impl Wiring {
         self.store.synced().await;
         self.store.gate.leadership.won().await;
         self.engine.forget_records();
+        self.load_records().await;
         self.look_at_everything();
         let mut tasks = JoinSet::new();
         let wiring = self.clone();
