@@ -20,8 +20,8 @@ use crate::store::sentence;
 
 /// How long a lease holds without being renewed.
 const DURATION: Duration = Duration::from_secs(15);
-/// How often it is renewed.
-const RENEW: Duration = Duration::from_secs(5);
+/// How often it is renewed: often enough that it always holds for longer than unconditional requests need.
+const RENEW: Duration = Duration::from_secs(3);
 /// How often a renewal that failed is tried again, and how often a follower looks.
 const RETRY: Duration = Duration::from_secs(1);
 /// Longest single request.
