@@ -210,6 +210,22 @@ impl Road {
         .await;
     }
 
+    /// Sends each of them to `to` and waits until it is held at its own request; those that get farthest go first, so that
+    /// none is held for long.
+    pub async fn hold_each(&self, test: &Test, calls: &[Call], subjects: &[Subject], to: &str) {
+        let names = subjects.iter().map(|s| s.name.as_str());
+        let wanted: Vec<(Call, &str)> = calls.iter().copied().zip(names).collect();
+        self.catch(&wanted);
+        for (call, name) in wanted.into_iter().rev() {
+            test.retarget(name, json!({"server": to})).await;
+            wait_for(&format!("{name} to be caught at {}", call.words()), SOON, || async {
+                let open = self.net().wanted.iter().any(|(_, wanted)| wanted == name);
+                if open { Err("not yet".to_owned()) } else { Ok(()) }
+            })
+            .await;
+        }
+    }
+
     /// Catches nothing more; what is held stays held.
     pub fn pass(&self) {
         for (_, proxy) in &self.ends {
