@@ -161,8 +161,8 @@ impl Placements {
                 for held in moves.iter().filter(|m| is_held(m.as_ref())) {
                     self.records.release(&record_of(held)).await?;
                 }
-                self.store.release_placement(key).await?;
             }
+            self.store.release_placement(key).await?;
             moves.sort_by_key(|m| std::cmp::Reverse(m.spec.attempt));
             for old in moves
                 .iter()

@@ -8,8 +8,10 @@ use async_trait::async_trait;
 use berth_api::moves::MoveEnd;
 use berth_api::{GROUP, InstanceMove, VERSION, keys};
 use berth_core::records::{Record, RecordError, Records};
+use berth_core::status::is_leftover;
 use berth_engine::Key;
 use futures::future::{try_join, try_join3};
+use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::ResourceExt;
 use kube::api::{ListParams, ObjectMeta, Patch, PatchParams, PostParams};
@@ -192,13 +194,16 @@ pub(crate) fn is_open(object: &InstanceMove) -> bool {
 }
 
 impl Store {
-    /// Takes our finalizer off a placement that no open move needs.
+    /// Takes our finalizer off a placement that no open move needs. One that only waits for its former source's server
+    /// goes on without the placement.
     pub async fn release_placement(&self, key: &Key) -> Result<(), StoreError> {
         let _order = self.finalizers.lock().await;
+        let now = Timestamp::now();
         let needed = self.moves.list(|m| {
             is_open(m)
                 && m.spec.placement == key.name
                 && m.metadata.namespace.as_deref() == Some(key.namespace.as_str())
+                && !is_leftover(&record_of(m), now)
         });
         if needed.is_empty() {
             self.let_go(&self.placements, key).await?;

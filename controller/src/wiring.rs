@@ -65,12 +65,12 @@ impl Wiring {
             self.follow(&mut tasks, namespace);
         }
         tasks.spawn(self.clone().take_hints());
-        tasks.spawn({
-            let servers = self.servers.clone();
+        let wiring = self.clone();
+        tasks.spawn(
             self.server_queue
                 .clone()
-                .run(SERVERS, move |key| servers.clone().pass(key))
-        });
+                .run(SERVERS, move |key| wiring.clone().look_at_server(key)),
+        );
         tasks.spawn(self.clone().act());
         while let Some(ended) = tasks.join_next().await {
             if let Err(error) = ended {
@@ -227,6 +227,22 @@ impl Wiring {
         );
         tasks.spawn(self.clone().sweep());
         while tasks.join_next().await.is_some() {}
+    }
+
+    async fn look_at_server(self, key: Key) -> Option<Duration> {
+        let again = self.servers.clone().pass(key.clone()).await;
+        if self.store.servers.get(&key).is_none() {
+            // where each instance is has to be found out without it
+            let namespace = Some(key.namespace.as_str());
+            for object in self
+                .store
+                .placements
+                .list(|p| p.metadata.namespace.as_deref() == namespace)
+            {
+                self.placement_queue.add(key_of(object.as_ref()));
+            }
+        }
+        again
     }
 
     async fn look_at_placement(self, key: Key) -> Option<Duration> {
