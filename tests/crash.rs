@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use berth_core::model::Product;
 use berth_core::server::FailureKind;
-use berth_sim::{Caller, Fault, World};
+use berth_sim::{Caller, Fault, World, Write};
 use scenario::Scenario;
 use table::{Case, Report, Table};
 
@@ -43,6 +43,48 @@ fn an_undisturbed_move_ends_with_one_instance_at_its_target_and_nothing_left() {
             report.instances
         );
     }
+}
+
+#[test]
+fn a_move_that_forgot_the_guard_is_noticed() {
+    // it need not be carried on from the transfer
+    let case = Case::disturbed(&Scenario::unguarded(), |_, w| {
+        matches!(w.write, Write::Offer(..)).then_some(Fault::CrashBefore)
+    });
+    let report = case.run();
+    let breach = report.breach.unwrap_or_default();
+    assert!(
+        breach.starts_with("I2") && breach.contains("could be started"),
+        "{breach}"
+    );
+}
+
+#[test]
+fn a_guest_that_stops_too_late_runs_where_it_was_in_the_end_whenever_a_controller_dies() {
+    let mut table = Table::new("stubborn guests");
+    for scenario in Scenario::stubborn() {
+        let undisturbed = Case::undisturbed(&scenario).run();
+        let mut judge = |what: &str, report: &Report| {
+            let runs = report.instances.len() == 1 && report.instances[0].starts_with("a default/web-1 Running");
+            let right = report.outcome == "Undone" && runs && report.is_settled();
+            table.case(
+                &format!("{}, {what}", scenario.name),
+                report,
+                right,
+                "Undone, and it runs",
+            );
+        };
+        judge("undisturbed", &undisturbed);
+        for nth in 0..undisturbed.writes.0 {
+            for fault in [Fault::CrashBefore, Fault::CrashAfter] {
+                let case = Case::disturbed(&scenario, move |_, w| {
+                    (w.controller == "c1" && w.nth == nth).then_some(fault)
+                });
+                judge(&format!("{fault:?} {nth}"), &case.run());
+            }
+        }
+    }
+    table.finish();
 }
 
 /// The scenarios that are disturbed in every way, one of each kind.

@@ -6,7 +6,7 @@ use berth_api::moves::{InstanceMoveSpec, InstanceMoveStatus, MoveEnd};
 use berth_api::{GoDuration, GuardKind, GuardPair, InstanceType, Method, Overrides, Power, Snapshots, Stop, Transfer};
 use berth_core::model::{InstanceRef, Product};
 use berth_core::records::{Record, Records};
-use berth_sim::{InstanceOptions, Options, Timing, World};
+use berth_sim::{Guest, InstanceOptions, Options, Timing, World};
 
 pub const NAMESPACE: &str = "shop";
 pub const MOVE: &str = "web-1-x7k2p";
@@ -77,8 +77,25 @@ impl Scenario {
             incus.with("pull, stopped", Self::stopped),
             incus.with("pull, stopped, to be started", |s| s.instance.running = false),
             incus.with("pull, running, to be stopped", |s| s.power_after = Power::Stopped),
+            incus.with("pull, killed", |s| {
+                s.instance.guest = Guest::StopsAfter(Duration::from_secs(600));
+                s.stop.force = true;
+            }),
             incus.with("pull, ephemeral, protected, autostart", |s| s.instance = protected()),
         ]
+    }
+
+    /// The guest goes down a minute after it was asked, when nobody waits for it any more.
+    pub fn stubborn() -> Vec<Self> {
+        let stubborn = |s: &mut Self| s.instance.guest = Guest::StopsAfter(Duration::from_secs(60));
+        [Product::Incus, Product::Lxd]
+            .map(|p| Self::pull(p).with("pull, stubborn guest", stubborn))
+            .into()
+    }
+
+    /// A move that forgot the guard.
+    pub fn unguarded() -> Self {
+        Self::pull(Product::Incus).with("pull, no guard", |s| s.guard = pair(GuardKind::None))
     }
 
     /// The servers refuse the guard device there.

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use berth_core::model::InstanceRef;
 use berth_core::server::{FailureKind, Operation, OperationId, OperationState, Progress, ServerError, ServerEvent};
+use jiff::Timestamp;
 
 use crate::migrate::Waiting;
 use crate::relocate::Phase;
@@ -28,8 +29,8 @@ pub(crate) enum Due {
     Tail(u64),
     /// The link of a transfer was cut too long.
     LinkTimeout(u64),
-    /// A guest goes down by itself.
-    GuestStops(String, u64),
+    /// A guest that was asked in this boot (it began then) goes down by itself.
+    GuestStops(String, u64, Timestamp),
 }
 
 /// What an operation does.
@@ -200,7 +201,11 @@ impl State {
             Due::Data(id) => self.data_arrived(id),
             Due::Tail(id) => self.transfer_done(id),
             Due::LinkTimeout(id) => self.link_timeout(id),
-            Due::GuestStops(server, born) => self.guest_stops(&server, born),
+            Due::GuestStops(server, born, boot) => {
+                if self.inst_by_born(&server, born).is_some_and(|i| i.last_used_at == boot) {
+                    self.guest_stops(&server, born);
+                }
+            }
         }
     }
 

@@ -73,6 +73,9 @@ impl World {
             if i.runs() || i.busy.is_some() {
                 return Err("Instance is running".to_owned());
             }
+            if i.config.get(marks::PROTECTION_DELETE).is_some_and(|v| v == "true") {
+                return Err("Instance is protected".to_owned());
+            }
             s.vanish(server, born, None);
             let left = s.servers.values().flat_map(|h| h.instances.values());
             let left = left

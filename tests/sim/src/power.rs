@@ -121,7 +121,7 @@ impl State {
         Ok(match goes_down {
             Some(after) if after <= timeout => self.begin_busy(server, text, at, Work::Stop(i.born), after, by),
             Some(after) => {
-                self.later(after, Due::GuestStops(server.to_owned(), i.born));
+                self.later(after, Due::GuestStops(server.to_owned(), i.born, i.last_used_at));
                 self.begin_busy(server, text, at, Work::StopTimeout(i.born), timeout, by)
             }
             None => self.begin_busy(server, text, at, Work::StopTimeout(i.born), timeout, by),
