@@ -178,83 +178,54 @@ async fn in_a_restricted_project_the_name_is_not_found_on_lxd(test: Test) {
     in_a_restricted_project(test, "l1", "l2").await;
 }
 
+/// Restricted projects take no guard device. So the source is away from its name as long as it may not run, while the
+/// target, in an ordinary project, is guarded as ever.
 async fn in_a_restricted_project(test: Test, from: &str, to: &str) {
     let road = Road::between(&test, from, to).await;
+    let (source, target) = (test.lab().server(from), test.lab().server(to));
     let project = test.unique("project");
-    let servers = [from, to].map(|name| test.lab().server(name));
-    for server in servers {
-        let body = json!({"name": project, "config": {"restricted": "true", "features.images": "false"}});
-        done(server.call("POST", "/1.0/projects", body).await);
-    }
-    let (source, target) = (servers[0], servers[1]);
-    let name = test.unique("web");
+    let body = json!({"name": project, "config": {"restricted": "true", "features.images": "false"}});
+    done(source.call("POST", "/1.0/projects", body).await);
     let new = NewInstance {
         project: project.clone(),
         ..NewInstance::default()
     };
-    source.create(&name, &new).await;
-    let spec = json!({"instance": {"project": project}});
-    test.place(&Placement::new(&name, from).with(spec)).await;
+    let calls = [Call::Create, Call::Own];
+    let names = ["a", "b"].map(|name| test.unique(name));
     let _controller = test.controller().await;
-    test.wait_in_place(&name, from, road::SOON).await;
-    for next in [Call::Create, Call::Own] {
-        // there, and back
-        let (from, to) = if next == Call::Create {
-            (source, target)
-        } else {
-            (target, source)
-        };
-        road.catch(&[(next, &name)]);
-        test.retarget(&name, json!({"server": to.name})).await;
-        road.caught().await;
-        for server in servers {
-            let path = format!("/1.0/instances/{name}/state?project={project}");
-            let start = server.call("PUT", &path, json!({"action": "start"})).await;
-            let error = start.expect_err("there is nothing of that name");
-            assert_eq!(error.code, 404, "before {} on {}: {error}", next.words(), server.name);
-        }
-        road.release().await;
-        test.wait_in_place(&name, &to.name, road::SOON).await;
-        let instance = to
-            .instance_in(&name, &project)
-            .await
-            .unwrap_or_else(|| panic!("{name} arrived"));
-        assert_eq!(instance["status"], "Running");
-        assert!(
-            !instance["config"].to_string().contains("berth"),
-            "marks are left: {}",
-            instance["config"]
-        );
-        assert_eq!(instance["config"].get("boot.autostart"), None);
-        assert_eq!(names_in(from, &project).await, Vec::<Value>::new());
-        assert_eq!(names_in(to, &project).await, [json!(name)]);
+    for name in &names {
+        source.create(name, &new).await;
+        let spec = json!({"instance": {"project": project}, "target": {"project": project}});
+        test.place(&Placement::new(name, from).with(spec)).await;
+        test.wait_in_place(name, from, road::SOON).await;
     }
-    test.delete("InstancePlacement", &name).await;
-    source
-        .call(
-            "PUT",
-            &format!("/1.0/instances/{name}/state?project={project}"),
-            json!({"action": "stop", "force": true}),
-        )
-        .await
-        .map(drop)
-        .unwrap_or_default();
+    road.catch(&[(calls[0], &names[0]), (calls[1], &names[1])]);
+    for name in &names {
+        test.retarget(name, json!({"server": to, "project": "default"})).await;
+    }
+    road.caught().await;
+    for (next, name) in calls.into_iter().zip(&names) {
+        let path = format!("/1.0/instances/{name}/state?project={project}");
+        let start = source.call("PUT", &path, json!({"action": "start"})).await;
+        let error = start.expect_err("there is nothing of that name");
+        assert_eq!(error.code, 404, "before {}: {error}", next.words());
+    }
+    refused(target, &names[1], calls[1].words()).await;
+    road.release().await;
+    for name in &names {
+        test.wait_in_place(name, to, road::SOON).await;
+        target.wait_counting(name).await;
+        let instance = target.instance(name).await.unwrap_or_else(|| panic!("{name} arrived"));
+        let config = &instance["config"];
+        assert!(!config.to_string().contains("berth"), "marks are left: {config}");
+        assert_eq!(config.get("boot.autostart"), None);
+    }
+    assert_eq!(names_in(source, &project).await, Vec::<Value>::new(), "nothing is left");
     done(
         source
-            .call(
-                "DELETE",
-                &format!("/1.0/instances/{name}?project={project}"),
-                Value::Null,
-            )
+            .call("DELETE", &format!("/1.0/projects/{project}"), Value::Null)
             .await,
     );
-    for server in servers {
-        done(
-            server
-                .call("DELETE", &format!("/1.0/projects/{project}"), Value::Null)
-                .await,
-        );
-    }
 }
 
 fn done(answer: Result<Value, berth_tests::ApiError>) {
