@@ -40,6 +40,15 @@ fn version_of(object: &impl ResourceExt) -> u64 {
     object.resource_version().and_then(|v| v.parse().ok()).unwrap_or(0)
 }
 
+/// Whether two versions of an object differ at most in what only this program writes: status and finalizers.
+fn is_ours_alone(old: &impl ResourceExt, new: &impl ResourceExt) -> bool {
+    let (old, new) = (old.meta(), new.meta());
+    old.uid == new.uid
+        && old.generation == new.generation
+        && old.deletion_timestamp == new.deletion_timestamp
+        && old.annotations == new.annotations
+}
+
 /// What is known of the objects of one kind.
 pub(crate) struct Cache<K> {
     inner: RwLock<Inner<K>>,
@@ -90,12 +99,13 @@ impl<K: Kind> Cache<K> {
         inner.objects.values().filter(|o| fits(o)).cloned().collect()
     }
 
-    /// Takes over the answer to a write of our own.
+    /// Takes over the answer to a write of our own. If it also shows what somebody else changed, the watch is to tell it.
     pub fn wrote(&self, object: K) {
         let (key, version) = (key_of(&object), version_of(&object));
         let mut inner = self.lock();
-        let known = inner.objects.get(&key).map(|o| version_of(o.as_ref()));
-        if version > known.unwrap_or(inner.watched) {
+        let known = inner.objects.get(&key);
+        let is_new = version > known.map_or(inner.watched, |o| version_of(o.as_ref()));
+        if is_new && known.is_none_or(|o| is_ours_alone(o.as_ref(), &object)) {
             inner.objects.insert(key, Arc::new(object));
         }
     }
@@ -261,6 +271,19 @@ mod tests {
             "our own write is no news"
         );
         assert!(cache.apply(Arc::new(object("a", 11))).is_some());
+    }
+
+    #[test]
+    fn what_somebody_else_changed_is_told_although_the_answer_to_a_write_showed_it_before() {
+        let cache = Cache::new(1);
+        cache.apply(Arc::new(object("a", 5)));
+        let mut edited = object("a", 8);
+        edited.metadata.generation = Some(2);
+        let mut answer = edited.clone();
+        answer.metadata.resource_version = Some("9".to_owned());
+        cache.wrote(answer);
+        let told = cache.apply(Arc::new(edited));
+        assert_eq!(told.and_then(|c| c.new).and_then(|o| o.metadata.generation), Some(2));
     }
 
     #[test]
