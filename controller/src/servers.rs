@@ -119,8 +119,8 @@ impl Servers {
             }
             Err(Problem::Unavailable(message)) => {
                 tracing::warn!(server = %key, error = %message, "the credentials cannot be read now");
-                let first = c.http.is_none();
-                return first.then_some((Reason::Connecting, message));
+                let before = c.told.as_ref().and_then(|t| t.problem.clone());
+                return before.or_else(|| c.http.is_none().then_some((Reason::Connecting, message)));
             }
             Err(Problem::NotLeading) => {
                 return Some((Reason::Connecting, "the leader makes a certificate".to_owned()));
