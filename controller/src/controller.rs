@@ -30,6 +30,9 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// How often the installed definitions are looked at again when they do not fit.
 const SCHEMA_RETRY: Duration = Duration::from_secs(10);
 
+/// Pause before everything is started anew after a part of it broke off.
+const RESTART: Duration = Duration::from_secs(5);
+
 /// Runs the controller until SIGTERM.
 pub(crate) fn main(options: Options) -> Result<(), Fatal> {
     telemetry::init(options.log_format, &options.log_level)?;
@@ -91,7 +94,7 @@ async fn term(
         let wiring = wiring.clone();
         move |metrics| wiring.refresh(metrics)
     })));
-    let running = tokio::spawn(wiring.run(namespaces));
+    let mut running = tokio::spawn(wiring.run(namespaces));
     let election = match options.leader_elect {
         false => None,
         true => Some(Election {
@@ -114,6 +117,11 @@ async fn term(
     };
     let stops = tokio::select! {
         () = lead => false,
+        // without its parts this process would lead and do nothing
+        _ = &mut running => {
+            sleep(RESTART).await;
+            false
+        }
         _ = stop.wait_for(|stop| *stop) => true,
     };
     // nothing is begun any more, and the write in hand is finished, before another controller may lead

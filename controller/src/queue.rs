@@ -4,12 +4,17 @@
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::future::Future;
 use std::hash::Hash;
+use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use futures::FutureExt;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
+
+/// When a pass that panicked is made again.
+const BROKEN: Duration = Duration::from_secs(60);
 
 /// Keys that are to be looked at.
 pub(crate) struct Queue<K> {
@@ -70,7 +75,7 @@ impl<K: Clone + Eq + Hash + Send + 'static> Queue<K> {
                 while passes.len() < workers {
                     let Some(key) = state.begin() else { break };
                     let work = pass(key.clone());
-                    passes.spawn(async move { (key, work.await) });
+                    passes.spawn(async move { (key, kept_alive(work).await) });
                 }
                 state.timers.keys().next().map(|(at, _)| *at)
             };
@@ -79,7 +84,8 @@ impl<K: Clone + Eq + Hash + Send + 'static> Queue<K> {
                 () = sleep_until(next_timer.unwrap_or_else(Instant::now)), if next_timer.is_some() => {}
                 Some(done) = passes.join_next(), if !passes.is_empty() => match done {
                     Ok((key, again)) => self.lock().end(key, again),
-                    Err(error) => tracing::error!(%error, "a pass broke off"),
+                    // cannot happen: panics are caught, and nobody aborts a single pass
+                    Err(error) => tracing::error!(%error, "a pass was lost"),
                 },
             }
         }
@@ -88,6 +94,14 @@ impl<K: Clone + Eq + Hash + Send + 'static> Queue<K> {
     fn lock(&self) -> MutexGuard<'_, State<K>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// A pass that panics is a defect, which must not keep its key from ever being looked at again.
+async fn kept_alive(pass: impl Future<Output = Option<Duration>>) -> Option<Duration> {
+    AssertUnwindSafe(pass).catch_unwind().await.unwrap_or_else(|_| {
+        tracing::error!("a pass broke off; made again in a minute");
+        Some(BROKEN)
+    })
 }
 
 impl<K: Clone + Eq + Hash> State<K> {
@@ -204,6 +218,24 @@ mod tests {
         assert_eq!(second - first, Duration::from_secs(10));
         let third = heard.recv().await.unwrap().1;
         assert_eq!((third - second).as_secs(), 60, "the old timer is gone");
+        running.abort();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pass_that_panics_is_made_again_later() {
+        let queue: Arc<Queue<u8>> = Queue::new();
+        let (said, mut heard) = mpsc::unbounded_channel();
+        let work = move |_| {
+            let said = said.clone();
+            async move {
+                let _ = said.send(Instant::now());
+                panic!("a defect")
+            }
+        };
+        let running = tokio::spawn(queue.clone().run(1, work));
+        queue.add(1);
+        let (first, second) = (heard.recv().await.unwrap(), heard.recv().await.unwrap());
+        assert_eq!((second - first).as_secs(), BROKEN.as_secs());
         running.abort();
     }
 }
