@@ -48,26 +48,20 @@ struct Once {
 }
 
 impl Once {
-    fn watch(test: &Test) -> Once {
+    fn watch(test: &Test, servers: [&'static str; 2]) -> Once {
         let (test, twice) = (test.clone(), Arc::new(Mutex::new(None)));
         let seen = Arc::clone(&twice);
         let task = tokio::spawn(async move {
-            let mut looks = tokio::time::interval(Duration::from_millis(200));
+            let servers = servers.map(|name| test.lab().server(name));
+            let mut looks = tokio::time::interval(Duration::from_millis(400));
             loop {
                 looks.tick().await;
-                let mut running: BTreeMap<String, Vec<String>> = BTreeMap::new();
-                for (server, instance) in copies(&test).await {
-                    if instance["status"] == "Running" {
-                        let at = format!("{} on {server}", instance["name"]);
-                        running
-                            .entry(instance["config"]["volatile.uuid"].to_string())
-                            .or_default()
-                            .push(at);
-                    }
-                }
-                if let Some(twice) = running.values().find(|at| at.len() > 1) {
+                // the servers are asked one after the other, so a move can look like two; but not two times
+                if runs_twice(&test, &servers).await.is_some()
+                    && let Some(twice) = runs_twice(&test, &servers).await
+                {
                     let mut kept = seen.lock().unwrap_or_else(PoisonError::into_inner);
-                    kept.get_or_insert(twice.join(" and "));
+                    kept.get_or_insert(twice);
                 }
             }
         });
@@ -81,23 +75,36 @@ impl Once {
     }
 }
 
-/// All instances of this test, under whatever name, and where they are.
-async fn copies(test: &Test) -> Vec<(String, Value)> {
-    let (mut found, id) = (Vec::new(), test.unique(""));
-    for server in test.lab().entrances() {
-        for instance in server.instances().await.unwrap_or_default() {
-            if instance["name"].as_str().is_some_and(|name| name.contains(&id)) {
-                found.push((server.name.clone(), instance));
-            }
+async fn runs_twice(test: &Test, servers: &[&Server]) -> Option<String> {
+    let mut running: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for (server, instance) in copies(test, servers).await.ok()? {
+        if instance["status"] == "Running" {
+            let at = format!("{} on {server}", instance["name"]);
+            let uuid = instance["config"]["volatile.uuid"].to_string();
+            running.entry(uuid).or_default().push(at);
         }
     }
-    found
+    running.values().find(|at| at.len() > 1).map(|at| at.join(" and "))
+}
+
+/// All instances of this test, under whatever name, and where they are.
+async fn copies(test: &Test, servers: &[&Server]) -> Result<Vec<(String, Value)>, String> {
+    let (mut found, id) = (Vec::new(), test.unique(""));
+    for server in servers {
+        let all = server.get("/1.0/instances?recursion=1").await;
+        let all = all.map_err(|error| format!("{}: {error}", server.name))?;
+        let mine = |i: &&Value| i["name"].as_str().is_some_and(|name| name.contains(&id));
+        let mine = all.as_array().into_iter().flatten().filter(mine);
+        found.extend(mine.map(|instance| (server.name.clone(), instance.clone())));
+    }
+    Ok(found)
 }
 
 /// Exactly one copy, under its name, running, as it was; nothing of Berth is left on it. No placement is asked.
 async fn whole(test: &Test, web: &Subject, server: &str, boots: usize) {
+    let servers: Vec<&Server> = test.lab().entrances().collect();
     wait_for(&format!("{} alone on {server}", web.name), SOON, || async {
-        let found = copies(test).await;
+        let found = copies(test, &servers).await?;
         let [(at, instance)] = found.as_slice() else {
             let names: Vec<String> = found
                 .iter()
@@ -184,7 +191,7 @@ impl Held {
         let web = subject(test, from, "web", &with_data("default")).await;
         let controller = test.controller().await;
         test.wait_in_place(&web.name, from, SOON).await;
-        let (test, once) = (test.clone(), Once::watch(test));
+        let (test, once) = (test.clone(), Once::watch(test, [from, to]));
         let held = Held {
             test,
             road,
