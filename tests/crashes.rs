@@ -12,7 +12,7 @@ use road::{Call, Road, Subject, Watch, intact, known, subject, with_data};
 mod road;
 
 fn main() -> ExitCode {
-    let mut suite = Suite::new(env!("CARGO_CRATE_NAME"), &[Needs::Kube, Needs::Lab]);
+    let mut suite = Suite::new(env!("CARGO_CRATE_NAME"), &[Needs::Kube, Needs::Lab]).timeout(Duration::from_secs(300));
     for call in Call::WRITES {
         for (product, one, other) in [("incus", "i1", "i2"), ("lxd", "l1", "l2")] {
             let name = format!(

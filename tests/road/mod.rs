@@ -216,11 +216,23 @@ impl Road {
         let names = subjects.iter().map(|s| s.name.as_str());
         let wanted: Vec<(Call, &str)> = calls.iter().copied().zip(names).collect();
         self.catch(&wanted);
-        for (call, name) in wanted.into_iter().rev() {
-            test.retarget(name, json!({"server": to})).await;
-            wait_for(&format!("{name} to be caught at {}", call.words()), SOON, || async {
-                let open = self.net().wanted.iter().any(|(_, wanted)| wanted == name);
-                if open { Err("not yet".to_owned()) } else { Ok(()) }
+        for part in wanted.rchunks(4) {
+            for (_, name) in part {
+                test.retarget(name, json!({"server": to})).await;
+            }
+            wait_for("these to be caught", SOON, || async {
+                let open: Vec<_> = self
+                    .net()
+                    .wanted
+                    .iter()
+                    .filter(|w| part.iter().any(|p| p.1 == w.1))
+                    .cloned()
+                    .collect();
+                if open.is_empty() {
+                    Ok(())
+                } else {
+                    Err(format!("not caught yet: {open:?}"))
+                }
             })
             .await;
         }
