@@ -171,8 +171,9 @@ async fn lacks(test: Test, from: &str, to: &str, cli: &str) {
     }
     test.patch("InstanceServer", to, json!({"spec": {"cordoned": true}}))
         .await;
-    patch_spec(&test, &web.name, json!({"methods": ["Cold"]})).await;
     let words = [to, "cordoned", "kubectl patch isrv"];
+    refused(&test, &web.name, "TargetCordoned", &words, &before).await;
+    patch_spec(&test, &web.name, json!({"methods": ["Cold"]})).await;
     refused(&test, &web.name, "TargetCordoned", &words, &before).await;
     test.patch("InstanceServer", to, json!({"spec": {"cordoned": false}}))
         .await;
