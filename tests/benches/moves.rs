@@ -184,10 +184,9 @@ async fn side_by_side(test: &Test, one: &str, other: &str, pool: &str) -> Measur
     };
     // either goes first in turn, so that both go in both directions
     for by_berth in (0..RUNS).flat_map(|run| [run % 2 == 0, run % 2 != 0]) {
-        test.place(&Placement::new(&name, &here.name)).await;
-        test.wait_in_place(&name, &here.name, SOON).await;
-        if !by_berth {
-            test.delete("InstancePlacement", &name).await;
+        if by_berth {
+            test.place(&Placement::new(&name, &here.name)).await;
+            test.wait_in_place(&name, &here.name, SOON).await;
         }
         here.write_file(&name, "/var/log/ticks", "").await;
         ticking(here, &name, 5).await;
@@ -208,11 +207,13 @@ async fn side_by_side(test: &Test, one: &str, other: &str, pool: &str) -> Measur
         times[0].add(total);
         times[1].add(downtime);
         if by_berth {
-            add_steps(&mut measured, test.moves(&name).await.last().unwrap_or(&Value::Null));
+            let started = |record: &Value| record["status"]["startedAt"].as_str().unwrap_or_default().to_owned();
+            let newest = test.moves(&name).await.into_iter().max_by_key(started);
+            add_steps(&mut measured, &newest.unwrap_or_default());
+            test.delete("InstancePlacement", &name).await;
         }
     }
     let _ = writeln!(std::io::stdout(), "{}", row(&measured));
-    test.delete("InstancePlacement", &name).await;
     here.delete(&name).await.unwrap_or_else(|error| panic!("{error}"));
     measured
 }
