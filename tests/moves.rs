@@ -56,7 +56,7 @@ async fn snapshots(server: &Server, name: &str) -> Vec<(Value, i64)> {
     let list = server.get(&path).await.unwrap_or_else(|e| panic!("{e}"));
     let seconds = |s: &Value| {
         let time: Result<jiff::Timestamp, _> = s["created_at"].as_str().unwrap_or_default().parse();
-        time.map(|t| t.as_second()).unwrap_or_default()
+        time.map(jiff::Timestamp::as_second).unwrap_or_default()
     };
     list.as_array()
         .into_iter()

@@ -38,7 +38,7 @@ pub(super) fn undoing(p: &mut Pass<'_>) -> Transition {
     if super::is_internal(&p.record) {
         return end(p);
     }
-    if p.source().is_none() && p.record.status.transferred.is_some() {
+    if p.source().is_none() && p.target().is_some() {
         return last_copy(p);
     }
     // nothing was ever sent to the target: it need not answer
@@ -221,14 +221,14 @@ fn remove_copy(p: &mut Pass<'_>) -> Option<Transition> {
     Some(p.ask(EffectKind::Remove, End::Target, &i.at, Request::Remove))
 }
 
-/// Somebody deleted the source meanwhile: the copy is complete and the last one, so nothing is done to it.
+/// Somebody deleted the source meanwhile: the copy is the last one and may be complete, so nothing is done to it.
 fn last_copy(p: &mut Pass<'_>) -> Transition {
     let (from, to) = (&p.record.spec.from, &p.record.spec.to);
     let name = p
         .target()
         .map_or_else(|| to.name.clone(), |t| t.fresh.instance.at.name.clone());
     let message = format!(
-        "{} is gone from {}, so the complete copy {name} on {} was kept, guarded by device {}",
+        "{} is gone from {}, so the copy {name} on {}, which may be complete, was kept, guarded by device {}",
         from.name,
         from.server,
         to.server,
