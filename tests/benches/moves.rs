@@ -178,8 +178,12 @@ async fn side_by_side(test: &Test, one: &str, other: &str, pool: &str) -> Measur
     here.create(&name, &new).await;
     here.write_file(&name, "/etc/tick", "0.01").await;
     let driver = if pool == "btr" { "btrfs" } else { "dir" };
+    let product = match here.product {
+        Product::Incus => "Incus",
+        Product::Lxd => "LXD",
+    };
     let mut measured = Measured {
-        what: format!("{:?} {}, {driver}", here.product, here.version),
+        what: format!("{product} {}, {driver}", here.version),
         ..Measured::default()
     };
     // either goes first in turn, so that both go in both directions
