@@ -343,7 +343,7 @@ fn an_evacuated_instance_is_left_alone() {
 }
 
 #[test]
-fn a_restricted_target_project_is_pushed_to_and_guarded_by_name() {
+fn a_restricted_target_project_is_refused_because_the_copy_would_lose_its_identity() {
     let mut b = server("b", []);
     if let Some(facts) = b.facts.as_mut() {
         std::sync::Arc::make_mut(facts).projects[0]
@@ -351,13 +351,11 @@ fn a_restricted_target_project_is_pushed_to_and_guarded_by_name() {
             .insert("restricted".into(), "true".into());
     }
     let w = world([("rack-a", server("a", [instance("web")])), ("rack-b", b)]);
-    let Decision::Move(spec) = plan(&desired("web", "rack-b"), &w, now()).decision else {
-        panic!()
-    };
-    assert_eq!(
-        (spec.transfer, spec.guard.target),
-        (Transfer::Push, berth_api::GuardKind::Name)
-    );
+    let verdict = plan(&desired("web", "rack-b"), &w, now());
+    assert_eq!(reason(&verdict.decision), Some(Reason::ProjectRestricted));
+    let spec = verdict.plan.unwrap_or_default();
+    assert_eq!(spec.transfer, Some(Transfer::Push), "newer Incus refuses to pull there");
+    assert_eq!(spec.guard.map(|g| g.target), Some(berth_api::GuardKind::Name));
 }
 
 #[test]

@@ -9,7 +9,7 @@ use super::Blocker;
 use super::build::from_location;
 use super::world::{Desired, Located, ServerView};
 use crate::marks::{self, Role};
-use crate::model::{Device, Instance, InstanceKind, InstanceRef, Member, MemberStatus, ServerFacts};
+use crate::model::{Device, Instance, InstanceKind, InstanceRef, Member, MemberStatus, Project, ServerFacts};
 
 /// Resolves the target of a placement, and collects what stands against it.
 pub(super) fn destination(
@@ -131,6 +131,17 @@ impl Check<'_> {
             );
             let fix = self.cli(&format!("project create {project}"));
             self.refuse(Reason::ProjectNotFound, message, fix);
+            return;
+        }
+        if !self.internal && self.facts.project(project).is_some_and(Project::restricted) {
+            let server = self.server_name();
+            let message = format!(
+                "project {project} of {server} is restricted: it strips the instance's uuid and addresses, so the copy would not be the same instance"
+            );
+            let fix = self.cli(&format!(
+                "project set {project} restricted=false, or choose another spec.target.project"
+            ));
+            self.refuse(Reason::ProjectRestricted, message, fix);
         }
     }
 
