@@ -29,11 +29,10 @@ berth_tests::suite! {
 }
 
 /// What the move does next, from the first instant at which both copies are guarded until the source is gone.
-const GUARDED: [Call; 9] = [
+const GUARDED: [Call; 8] = [
     Call::Offer,
     Call::Create,
     Call::Name,
-    Call::Named,
     Call::Own,
     Call::Start,
     Call::Retire,
