@@ -4,7 +4,6 @@
 //! told apart by what is on the wire.
 #![allow(dead_code, reason = "each suite uses its part")]
 
-use std::collections::BTreeSet;
 use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -30,8 +29,6 @@ pub enum Call {
     Create,
     /// The copy takes its real name.
     Name,
-    /// The first look at the copy under its real name, before the commit.
-    Named,
     /// The copy becomes the owner and loses its guard.
     Own,
     /// The cloud-init id is put back.
@@ -66,7 +63,7 @@ impl Call {
         Call::Unmark,
     ];
 
-    /// Which request of a move this is; [`Call::Named`] cannot be told from a single request.
+    /// Which request of a move this is.
     pub fn of(seen: &Seen) -> Option<Call> {
         let body: Value = serde_json::from_str(&seen.body).unwrap_or_default();
         let path = seen.path.strip_prefix("/1.0/instances")?;
@@ -93,7 +90,7 @@ impl Call {
     /// Whether it goes to the server where the instance shall be.
     pub fn is_for_target(self) -> bool {
         match self {
-            Call::Create | Call::Name | Call::Named | Call::Own | Call::CloudInit | Call::Start | Call::Unmark => true,
+            Call::Create | Call::Name | Call::Own | Call::CloudInit | Call::Start | Call::Unmark => true,
             Call::Mark | Call::Stop | Call::Guard | Call::Offer | Call::Retire | Call::Rename | Call::Delete => false,
         }
     }
@@ -107,7 +104,6 @@ impl Call {
             Call::Offer => "the offer",
             Call::Create => "the copy",
             Call::Name => "the name",
-            Call::Named => "the last look",
             Call::Own => "the change of owner",
             Call::CloudInit => "the cloud-init id",
             Call::Start => "the start",
@@ -124,7 +120,6 @@ impl Call {
 struct Net {
     wanted: Vec<(Call, String)>,
     caught: Vec<(Call, String)>,
-    renamed: BTreeSet<String>,
 }
 
 impl Net {
@@ -134,18 +129,7 @@ impl Net {
             return Fate::Pass;
         };
         let (call, name) = self.wanted[at].clone();
-        let is = Call::of(seen);
-        if is == Some(Call::Name) {
-            self.renamed.insert(name.clone());
-        }
-        let here = match call {
-            Call::Named => {
-                seen.method == "GET"
-                    && self.renamed.contains(&name)
-                    && seen.path.strip_prefix("/1.0/instances/") == Some(name.as_str())
-            }
-            call => is == Some(call),
-        };
+        let here = Call::of(seen) == Some(call);
         if !here {
             return Fate::Pass;
         }

@@ -4,21 +4,12 @@
 use std::collections::BTreeMap;
 
 use berth_api::GuardKind;
+pub use berth_api::keys::{COPY_OF, GENERATION, GUARD_DEVICE as GUARD, MOVE, ROLE};
 
 use crate::model::{Change, Definition, Device, Instance, InstanceKind, Snapshot};
 
-/// Which move an instance is part of.
-pub const MOVE: &str = "user.berth.move";
-/// What the instance is in that move.
-pub const ROLE: &str = "user.berth.role";
-/// The attempt that wrote the marks.
-pub const GENERATION: &str = "user.berth.generation";
-/// On a copy: the uuid of the instance that it is a copy of.
-pub const COPY_OF: &str = "user.berth.copy-of";
-/// All of the above.
+/// The configuration keys that only Berth writes.
 pub const KEYS: [&str; 4] = [MOVE, ROLE, GENERATION, COPY_OF];
-/// Name of the device that keeps an instance from starting.
-pub const GUARD: &str = "berth-guard";
 /// The key that does the same on servers that have it.
 pub const PROTECTION_START: &str = "security.protection.start";
 /// The instance's name for cloud-init; changed by every rename.
