@@ -2,13 +2,14 @@
 //! `preflight`.
 
 use berth_api::moves::MoveEnd;
-use berth_api::placement::{Plan, PlanMethod, Rejected};
+use berth_api::placement::{Plan, PlanMethod};
 use berth_api::{
     GuardKind, GuardPair, InstanceMoveSpec, InstanceType, Location, Method, Reason, Transfer, TransferMode, present,
 };
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
+use super::methods::{self, Case, Choice};
 use super::world::{Desired, Located, World};
 use super::{Blocker, gate, preflight};
 use crate::model::{Capability, InstanceKind, ServerFacts};
@@ -32,7 +33,15 @@ pub(super) fn build(desired: &Desired, located: &Located, world: &World, facts: 
     } else {
         transfer(desired, facts, &to, &mut blockers)
     };
-    let (method, rejected) = method(desired, located, &mut blockers);
+    let case = Case {
+        desired,
+        located,
+        source,
+        target: facts,
+        to: &to,
+        transfer,
+    };
+    let Choice { method, rejected } = methods::choose(&case, &mut blockers);
     let guard = guards(desired, located, world, &to, internal, &mut blockers);
     let end = |location: &Location, fingerprint: &str| MoveEnd::new(location, fingerprint);
     let mut spec = InstanceMoveSpec {
@@ -117,41 +126,6 @@ pub fn from_location(located: &Located) -> Location {
         pool: located.instance.root_pool().map(str::to_owned),
         name: located.at().name.clone(),
     }
-}
-
-fn method(desired: &Desired, located: &Located, blockers: &mut Vec<Blocker>) -> (Method, Vec<Rejected>) {
-    let mut rejected = Vec::new();
-    // an instance that does not run needs no stop: there is nothing to be better at
-    if !located.instance.may_run() {
-        return (Method::Cold, rejected);
-    }
-    for method in &desired.spec.methods {
-        let why = match method {
-            Method::Cold => return (Method::Cold, rejected),
-            Method::Live if located.instance.kind == InstanceKind::Container && !desired.spec.criu => {
-                "containers are moved live only with spec.criu: true"
-            }
-            Method::Live => "live moves are not part of this version of Berth",
-            Method::Warm => "warm moves are not part of this version of Berth",
-        };
-        rejected.push(Rejected {
-            method: *method,
-            reason: Reason::MethodImpossible.as_str().to_owned(),
-            message: why.to_owned(),
-            fix: Some("add Cold to spec.methods to allow a stop".to_owned()),
-        });
-    }
-    let why: Vec<String> = rejected
-        .iter()
-        .map(|r| format!("{}: {}", r.method.as_str(), r.message))
-        .collect();
-    let fix = format!(
-        "kubectl patch iplace -n {} {} --type merge -p '{{\"spec\":{{\"methods\":[\"Cold\"]}}}}'",
-        desired.namespace, desired.name
-    );
-    let message = format!("no allowed method is possible ({})", why.join("; "));
-    blockers.push(Blocker::new(Reason::MethodImpossible, message, Some(fix)));
-    (Method::Cold, rejected)
 }
 
 /// Who connects to whom. Restricted projects of newer Incus refuse to pull (fact sheet 1.3), so they are pushed to.

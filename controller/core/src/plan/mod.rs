@@ -5,6 +5,8 @@ mod build;
 mod drift;
 mod gate;
 mod identify;
+mod live;
+mod methods;
 mod preflight;
 mod wish;
 mod world;
