@@ -10,7 +10,8 @@ help:
 	@echo "make lint    formatting, clippy, licences"
 	@echo "make deps    install what the others need"
 
-demo: deps
+demo:
+	@tests/deps.sh demo
 	@tests/lab/demo.sh
 
 test: deps

@@ -1,6 +1,6 @@
 #!/bin/bash
 # deps.sh - what building, `make test` and `make demo` need on Debian 12 or 13: compilers, the lab's packages, the control plane's programs.
-# Quick where nothing is missing. Elsewhere than on Debian it says what to install.
+# Quick where nothing is missing; `deps.sh demo` leaves out what only the suites need. Elsewhere than on Debian it says what to install.
 set -u
 HERE=$(cd "$(dirname "$0")" && pwd)
 export PATH=$HOME/.cargo/bin:/usr/local/go/bin:$PATH DEBIAN_FRONTEND=noninteractive
@@ -45,5 +45,6 @@ done
 [ -z "${missing:-}" ] || install $missing libc6-dev ca-certificates
 rust
 "$HERE/lab/lab.sh" deps || exit 1
+[ "${1:-}" = demo ] || "$HERE/lab/lab.sh" mkroot || echo "deps: suites with Incus 7 will be skipped" >&2
 go
 "$HERE/kubernetes/control-plane.sh" build && "$HERE/kubernetes/control-plane.sh" build-tools

@@ -20,6 +20,7 @@ berth_tests::suite! {
         a_host_that_is_killed_boots_again_with_its_data,
         the_api_server_is_killed_and_comes_back,
     ],
+    incus7: [an_instance_moves_from_incus_6_to_incus_7_by_hand],
 }
 
 async fn every_test_has_a_namespace_and_the_project_has_its_kinds(test: Test) {
@@ -91,6 +92,24 @@ async fn an_instance_counts_and_runs_commands_on_every_kind_of_server(test: Test
             .expect("a list");
         assert_eq!(snapshots.as_array().map(Vec::len), Some(new.snapshots));
     }
+}
+
+async fn an_instance_moves_from_incus_6_to_incus_7_by_hand(test: Test) {
+    let (old, new) = (test.lab().server("i1"), test.lab().server("t1"));
+    assert!(new.version.starts_with("7."), "{}", new.version);
+    let name = test.unique("web");
+    let stopped = NewInstance {
+        megabytes: 2,
+        start: false,
+        ..NewInstance::on_pool("btr")
+    };
+    old.create(&name, &stopped).await;
+    let (from, to) = (format!("i1:{name}"), format!("t1:{name}"));
+    let moved = test.lab().incus(&["move", &from, &to]).await;
+    moved.unwrap_or_else(|error| panic!("{error}"));
+    new.set_state(&name, "start").await;
+    new.wait_counting(&name).await;
+    assert!(new.checksum(&name, "/root/data").await.is_some(), "its data are there");
 }
 
 async fn an_instance_keeps_its_data_when_it_is_moved_by_hand(test: Test) {

@@ -4,7 +4,7 @@
 set -eu
 HERE=$(cd "$(dirname "$0")" && pwd); ROOT=$(cd "$HERE/../.." && pwd)
 LAB=$HERE/lab.sh CONTROL_PLANE=$ROOT/tests/kubernetes/control-plane.sh
-export LAB_ID=9 LAB_DIR=/var/lib/berth-demo LAB_INCUS="i1 i2" LAB_LXD="" LAB_CLUSTER="" KUBE_DIR=/tmp/berth-demo-kube
+export LAB_ID=9 LAB_DIR=/var/lib/berth-demo LAB_INCUS="i1 i2" LAB_LXD="" LAB_CLUSTER="" LAB_INCUS7="" KUBE_DIR=/tmp/berth-demo-kube
 export PATH=$HOME/.cargo/bin:/usr/local/go/bin:$PATH
 LOG=/tmp/berth-demo.log
 

@@ -1,7 +1,7 @@
 #!/bin/bash
 # inside.sh - the parts of the lab that run inside a node's namespaces. Started by nodes.sh, not by hand.
 #   enter NODE       stage 1, PID 1 of the node, still with the machine's /proc and /sys: join the node's cgroups
-#   settle NODE      stage 2, in the cgroup namespace: own mounts; then wait for ever
+#   settle NODE      stage 2, in the cgroup namespace: own mounts, and the root file system $ROOT if the node has one; then wait for ever
 #   daemon CMD...    join the node's cgroups from outside, raise limits, become the daemon
 set -u
 
@@ -23,31 +23,40 @@ enter() {
   echo "$hostpid" >"$LAB_DIR/$n.holder.tmp"
   exec unshare --cgroup bash "$0" settle "$n"
 }
+own_root() { # NODE: a root of its own over the one that all share; what is written to it stays in memory
+  local d=$LAB_DIR/$1.root
+  mkdir -p "$d"; mount -t tmpfs -o mode=755 tmpfs "$d"; mkdir "$d/upper" "$d/work" "$d/root"
+  mount -t overlay -o "lowerdir=$ROOT,upperdir=$d/upper,workdir=$d/work" overlay "$d/root" || exit 1
+  R=$d/root
+  mkdir -p "$R$LAB_DIR"; mount --bind "$LAB_DIR" "$R$LAB_DIR"; mount --rbind /dev "$R/dev"; mount -t tmpfs -o mode=755 tmpfs "$R/run"
+}
 settle() {
-  local n=$1 h f hier only_v2=0
+  local n=$1 h f hier only_v2=0 R=
   [ -e /sys/fs/cgroup/cgroup.controllers ] && only_v2=1
   hier=$(cd /sys/fs/cgroup && ls -d */ | tr -d /)
   ip link set lo up; hostname "$n"
-  mount -t proc proc /proc; mount -t sysfs sysfs /sys
-  mount -t securityfs securityfs /sys/kernel/security 2>/dev/null
-  if [ $only_v2 = 1 ]; then mount -t cgroup2 cgroup2 /sys/fs/cgroup
+  [ -z "${ROOT:-}" ] || own_root "$n"
+  mount -t proc proc "$R/proc"; mount -t sysfs sysfs "$R/sys"
+  mount -t securityfs securityfs "$R/sys/kernel/security" 2>/dev/null
+  if [ $only_v2 = 1 ]; then mount -t cgroup2 cgroup2 "$R/sys/fs/cgroup"
   else
-    mount -t tmpfs -o mode=755 tmpfs /sys/fs/cgroup
+    mount -t tmpfs -o mode=755 tmpfs "$R/sys/fs/cgroup"
     for h in $hier; do
-      mkdir -p "/sys/fs/cgroup/$h"
+      mkdir -p "$R/sys/fs/cgroup/$h"
       case $h in
-        unified) mount -t cgroup2 cgroup2 /sys/fs/cgroup/unified;;
-        systemd) mount -t cgroup -o none,name=systemd cgroup /sys/fs/cgroup/systemd;;
-        *) mount -t cgroup -o "$h" cgroup "/sys/fs/cgroup/$h";;
+        unified) mount -t cgroup2 cgroup2 "$R/sys/fs/cgroup/unified";;
+        systemd) mount -t cgroup -o none,name=systemd cgroup "$R/sys/fs/cgroup/systemd";;
+        *) mount -t cgroup -o "$h" cgroup "$R/sys/fs/cgroup/$h";;
       esac
     done
   fi
   f=/var/lib/incus; [ "$KIND" = lxd ] && f=/var/lib/lxd # every server sees its data at the usual place
-  mkdir -p "$f" "$LAB_DIR/$n"; mount --bind "$LAB_DIR/$n" "$f"
+  mkdir -p "$R$f" "$LAB_DIR/$n"; mount --bind "$LAB_DIR/$n" "$R$f"
   # one id range for root: the packages incus and lxd each append a line, and two lines overlap, which makes
   # every unprivileged start fail
   echo "root:1000000:1000000000" >"$LAB_DIR/$n.subid"
-  for f in subuid subgid; do [ -e "/etc/$f" ] || touch "/etc/$f"; mount --bind "$LAB_DIR/$n.subid" "/etc/$f"; done
+  for f in subuid subgid; do [ -e "$R/etc/$f" ] || touch "$R/etc/$f"; mount --bind "$LAB_DIR/$n.subid" "$R/etc/$f"; done
+  if [ -n "$R" ]; then cd "$R" && pivot_root . . && umount -l . && cd / || exit 1; fi
   mv "$LAB_DIR/$n.holder.tmp" "$LAB_DIR/$n.holder"
   while :; do sleep 3600 & wait $!; done # a shell reaps orphans
 }

@@ -2,7 +2,9 @@
 # lab.sh - real Incus and LXD servers side by side on one machine, without systemd, containers or virtual machines.
 #
 #   lab.sh deps                  install the Debian packages the lab needs (apt)
+#   lab.sh mkroot                make the root file system of the Incus 7 servers, once for all labs of this user (500 MB in the cache folder)
 #   lab.sh check                 say in one line what is missing to run a lab here; exit 1 if something is
+#   lab.sh check-incus7          the same for the Incus 7 servers; without their root a lab has none of them
 #   lab.sh up                    start all servers; a dead lab of the same id is cleared away first; writes $LAB_DIR/lab.json
 #   lab.sh down                  end everything of this lab and delete $LAB_DIR; fine to repeat
 #   lab.sh status                what runs: version, address, pid, memory, instances
@@ -23,12 +25,12 @@
 # Settings (environment):
 #   LAB_ID=64       one number per lab (1-254): the networks 10.213.ID.0/24 (servers) and 10.215.ID.0/24 (containers), all names
 #   LAB_DIR         data folder, default /var/lib/berth-lab (with -ID for ids other than 64)
-#   LAB_INCUS="i1 i2"  LAB_LXD="l1 l2"  LAB_CLUSTER="m1 m2 m3"  LAB_LXD_CLUSTER=""   which servers; "" = none
+#   LAB_INCUS="i1 i2"  LAB_LXD="l1 l2"  LAB_CLUSTER="m1 m2 m3"  LAB_LXD_CLUSTER=""  LAB_INCUS7="t1 t2"   which servers; "" = none
 #   LAB_POOL_SIZE=4GiB of the btrfs pool "btr" of each server that is not in a cluster (sparse)    LAB_DEBUG=1 daemons log every request
 set -u
 : "${LAB_ID:=64}"
 if [ "$LAB_ID" = 64 ]; then : "${LAB_DIR:=/var/lib/berth-lab}"; else : "${LAB_DIR:=/var/lib/berth-lab-$LAB_ID}"; fi
-: "${LAB_INCUS=i1 i2}" "${LAB_LXD=l1 l2}" "${LAB_CLUSTER=m1 m2 m3}" "${LAB_LXD_CLUSTER=}" "${LAB_POOL_SIZE:=4GiB}" "${LAB_DEBUG:=0}"
+: "${LAB_INCUS=i1 i2}" "${LAB_LXD=l1 l2}" "${LAB_CLUSTER=m1 m2 m3}" "${LAB_LXD_CLUSTER=}" "${LAB_INCUS7=t1 t2}" "${LAB_POOL_SIZE:=4GiB}" "${LAB_DEBUG:=0}"
 HERE=$(dirname "$(readlink -f "$0")")
 case $LAB_DIR in /*/*) ;; *) echo "lab: LAB_DIR must be a folder of its own, not '$LAB_DIR'" >&2; exit 2;; esac
 PATH=$PATH:/usr/sbin:/sbin
@@ -43,13 +45,14 @@ configure() {
   INCUSD=$(PATH=$PATH:/usr/libexec/incus:/opt/incus/bin command -v incusd); LXD=$(command -v lxd)
 }
 kind() { case " $LAB_LXD $LAB_LXD_CLUSTER " in *" $1 "*) echo lxd;; *) echo incus;; esac; }
-all_nodes() { echo $LAB_INCUS $LAB_LXD $LAB_CLUSTER $LAB_LXD_CLUSTER; }
+all_nodes() { echo $LAB_INCUS $LAB_LXD $LAB_CLUSTER $LAB_LXD_CLUSTER $LAB_INCUS7; }
 number() { local i=11 n; for n in $(all_nodes); do [ "$n" = "$1" ] && { echo $i; return; }; i=$((i + 1)); done; die "there is no server $1"; }
 addr() { echo "$NET.$(number "$1")"; }
 known() { case " $(all_nodes) " in *" $1 "*) ;; *) die "there is no server '$1', only: $(all_nodes)";; esac; }
 cluster_of() { case " $LAB_CLUSTER " in *" $1 "*) echo incus-cluster; return;; esac; case " $LAB_LXD_CLUSTER " in *" $1 "*) echo lxd-cluster;; esac; }
 
 . "$HERE/deps.sh"
+. "$HERE/root.sh"
 . "$HERE/nodes.sh"
 . "$HERE/servers.sh"
 
@@ -62,16 +65,17 @@ bridge() { # NAME ADDRESS: a fixed hardware address, or the peers keep stale one
   ip link add "$1" address "02:be:00:$(printf %02x "$LAB_ID"):00:${3}" type bridge && ip addr add "$2/24" dev "$1" && ip link set "$1" up || die "cannot make the bridge $1"
 }
 up() {
-  local n pids="" p bad=0
+  local n pids="" p bad=0 no7
+  no7=$(what_is_missing_for_incus7); [ -z "$LAB_INCUS7" ] || [ -z "$no7" ] || { log "without $LAB_INCUS7: $no7"; LAB_INCUS7=; }
   if healthy; then log "is up already: $LAB_DIR"; return; fi
   down quiet
   missing=$(what_is_missing); [ -z "$missing" ] || die "$missing"
-  mkdir -p "$LAB_DIR"; chmod 711 "$LAB_DIR"
-  declare -p LAB_INCUS LAB_LXD LAB_CLUSTER LAB_LXD_CLUSTER LAB_POOL_SIZE LAB_DEBUG >"$LAB_DIR/lab.conf"
+  mkdir -p "$LAB_DIR"; chmod 711 "$LAB_DIR"; cp "$HERE/inside.sh" "$LAB_DIR/" # a server with a root of its own sees no other folder
+  declare -p LAB_INCUS LAB_LXD LAB_CLUSTER LAB_LXD_CLUSTER LAB_INCUS7 LAB_POOL_SIZE LAB_DEBUG >"$LAB_DIR/lab.conf"
   bridge "$PFX" "$NET.1" 01; bridge "$PFX-lan" "$LAN.1" 02
   make_image "$LAB_DIR/busybox.tar.gz"; make_client_keys
   log "image and keys made"
-  for n in $LAB_INCUS $LAB_LXD; do { standalone_up "$n" && log "$n is up"; } & pids="$pids $!"; done
+  for n in $LAB_INCUS $LAB_LXD $LAB_INCUS7; do { standalone_up "$n" && log "$n is up"; } & pids="$pids $!"; done
   if [ -n "$LAB_CLUSTER" ]; then { cluster_up $LAB_CLUSTER && log "cluster $LAB_CLUSTER is up"; } & pids="$pids $!"; fi
   if [ -n "$LAB_LXD_CLUSTER" ]; then { cluster_up $LAB_LXD_CLUSTER && log "cluster $LAB_LXD_CLUSTER is up"; } & pids="$pids $!"; fi
   for p in $pids; do wait "$p" || bad=1; done
@@ -110,6 +114,8 @@ configure
 case $cmd in exec|daemon-*|host-*|net-*|throttle) known "${1:-}";; esac
 case $cmd in
   deps) deps;;
+  mkroot) mkroot;;
+  check-incus7) missing=$(what_is_missing_for_incus7); [ -z "$missing" ] || { echo "$missing"; exit 1; };;
   check) missing=$(what_is_missing); [ -z "$missing" ] || { echo "$missing"; exit 1; };;
   up) up;;
   down) down;;

@@ -20,8 +20,8 @@ node_up() {
   cable "${PFX}l-$n" "$PFX-lan" "$ns" eth1 || return 1 # the containers' common network, bridge lan0 in every node
   ip -n "$ns" link add lan0 type bridge 2>/dev/null; ip -n "$ns" link set eth1 master lan0 up; ip -n "$ns" link set lan0 up
   rm -f "$LAB_DIR/$n.holder" "$LAB_DIR/$n.parent"
-  LAB_DIR=$LAB_DIR CG=$CG KIND=$(kind "$n") setsid nsenter --net="/run/netns/$ns" \
-    unshare --mount --uts --ipc --pid --fork bash "$HERE/inside.sh" enter "$n" </dev/null >"$LAB_DIR/$n.node.log" 2>&1 &
+  LAB_DIR=$LAB_DIR CG=$CG KIND=$(kind "$n") ROOT=$(root_of "$n") setsid nsenter --net="/run/netns/$ns" \
+    unshare --mount --uts --ipc --pid --fork bash "$LAB_DIR/inside.sh" enter "$n" </dev/null >"$LAB_DIR/$n.node.log" 2>&1 &
   for i in $(seq 250); do [ -s "$LAB_DIR/$n.holder" ] && return 0; sleep 0.02; done
   log "node $n did not come up:"; cat "$LAB_DIR/$n.node.log" >&2; return 1
 }
@@ -41,9 +41,10 @@ host_kill() { # the cables first: a machine that loses power sends neither FIN n
 daemon_start() { # start a node's daemon and wait until it answers
   local n=$1 i debug="" bin=$INCUSD
   [ "$LAB_DEBUG" = 1 ] && debug=--debug
+  [ -n "$(root_of "$n")" ] && bin=/usr/libexec/incus/incusd
   [ "$(kind "$n")" = lxd ] && bin=$LXD
   mkdir -p "$LAB_DIR/$n"
-  in_node "$n" setsid bash "$HERE/inside.sh" daemon "$bin" $debug --logfile "$LAB_DIR/$n.log" </dev/null >>"$LAB_DIR/$n.out" 2>&1 &
+  in_node "$n" setsid bash "$LAB_DIR/inside.sh" daemon "$bin" $debug --logfile "$LAB_DIR/$n.log" </dev/null >>"$LAB_DIR/$n.out" 2>&1 &
   echo $! >"$LAB_DIR/$n.parent"
   for i in $(seq 600); do
     answers "$n" && return 0

@@ -71,17 +71,34 @@ fn script() -> PathBuf {
     shared::root().join("tests/lab/lab.sh")
 }
 
+/// What the script says is missing.
+fn said_missing(check: &str) -> Option<String> {
+    match std::process::Command::new(script()).arg(check).output() {
+        Ok(out) if out.status.success() => None,
+        Ok(out) => Some(String::from_utf8_lossy(&out.stdout).trim().to_owned()),
+        Err(error) => Some(format!("tests/lab/lab.sh cannot be run: {error}")),
+    }
+}
+
 fn lab_env(id: u16, dir: &Path) -> [(&'static str, String); 2] {
     [("LAB_ID", id.to_string()), ("LAB_DIR", dir.display().to_string())]
 }
 
 impl Lab {
     pub(crate) fn what_is_missing() -> Option<String> {
-        match std::process::Command::new(script()).arg("check").output() {
-            Ok(out) if out.status.success() => None,
-            Ok(out) => Some(String::from_utf8_lossy(&out.stdout).trim().to_owned()),
-            Err(error) => Some(format!("tests/lab/lab.sh cannot be run: {error}")),
-        }
+        said_missing("check")
+    }
+
+    /// Why there are no servers t1 and t2, if there are none.
+    pub(crate) fn what_is_missing_for_incus7() -> Option<String> {
+        let missing = said_missing("check-incus7");
+        let Some(dir) = std::env::var_os("BERTH_LAB_DIR") else {
+            return missing;
+        };
+        let text = std::fs::read(PathBuf::from(dir).join("lab.json")).unwrap_or_default();
+        let lab: Option<Description> = serde_json::from_slice(&text).ok();
+        let has_it = lab.is_some_and(|lab| lab.servers.iter().any(|server| server.name == "t1"));
+        (!has_it).then(|| missing.unwrap_or_else(|| "this lab was started without".to_owned()))
     }
 
     /// The servers of this run: those in `BERTH_LAB_DIR`, or some that end with this process.
@@ -128,7 +145,7 @@ impl Lab {
         dir
     }
 
-    /// The server of this name: i1, i2 (Incus), l1, l2 (LXD), m1, m2, m3 (an Incus cluster).
+    /// The server of this name: i1, i2 (Incus 6), t1, t2 (Incus 7, if there is a root for them), l1, l2 (LXD), m1, m2, m3 (an Incus cluster).
     pub fn server(&self, name: &str) -> &Server {
         self.servers
             .iter()

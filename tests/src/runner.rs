@@ -33,13 +33,20 @@ tokio::task_local! {
 
 type Body = Box<dyn Fn(Test) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync>;
 
+struct Entry {
+    name: String,
+    alone: bool,
+    incus7: bool,
+    body: Body,
+}
+
 /// A list of tests that becomes a program; usually written with [`suite!`](crate::suite).
 pub struct Suite {
     name: &'static str,
     needs: Vec<Needs>,
     timeout: Duration,
     side_by_side: usize,
-    tests: Vec<(String, bool, Body)>,
+    tests: Vec<Entry>,
 }
 
 impl Suite {
@@ -72,7 +79,7 @@ impl Suite {
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        self.add(name, false, body)
+        self.add(name, (false, false), body)
     }
 
     /// Adds a test that must have the servers for itself, e.g. because it kills one.
@@ -80,16 +87,33 @@ impl Suite {
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        self.add(name, true, body)
+        self.add(name, (true, false), body)
     }
 
-    fn add<F>(mut self, name: &str, alone: bool, body: impl Fn(Test) -> F + Send + Sync + 'static) -> Suite
+    /// Adds a test that needs the Incus 7 servers t1 and t2 too; it is skipped where the lab has none.
+    pub fn incus7<F>(self, name: &str, body: impl Fn(Test) -> F + Send + Sync + 'static) -> Suite
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        self.add(name, (false, true), body)
+    }
+
+    fn add<F>(
+        mut self,
+        name: &str,
+        (alone, incus7): (bool, bool),
+        body: impl Fn(Test) -> F + Send + Sync + 'static,
+    ) -> Suite
     where
         F: Future<Output = ()> + Send + 'static,
     {
         let name = name.rsplit("::").next().unwrap_or(name).replace('_', " ");
-        self.tests
-            .push((name, alone, Box::new(move |test| Box::pin(body(test)))));
+        self.tests.push(Entry {
+            name,
+            alone,
+            incus7,
+            body: Box::new(move |test| Box::pin(body(test))),
+        });
         self
     }
 
@@ -102,9 +126,20 @@ impl Suite {
         if let Some(reason) = &missing {
             eprintln!("{}: skipped, {reason}", self.name);
         }
+        let asked = missing.is_none() && !arguments.list && self.tests.iter().any(|t| t.incus7);
+        let no_incus7 = asked.then(Lab::what_is_missing_for_incus7).flatten();
+        if let Some(reason) = &no_incus7 {
+            eprintln!("{}: tests with Incus 7 skipped, {reason}", self.name);
+        }
         let company = Arc::new(RwLock::new(()));
         let (suite, needs, timeout) = (self.name, self.needs, self.timeout);
-        let trials = self.tests.into_iter().map(|(name, alone, body)| {
+        let trials = self.tests.into_iter().map(|entry| {
+            let Entry {
+                name,
+                alone,
+                incus7,
+                body,
+            } = entry;
             let (company, needs, sentence) = (Arc::clone(&company), needs.clone(), name.clone());
             Trial::test(name, move || {
                 shared::RUNTIME.block_on(run_one(
@@ -119,7 +154,7 @@ impl Suite {
                     body,
                 ))
             })
-            .with_ignored_flag(missing.is_some())
+            .with_ignored_flag(missing.is_some() || incus7 && no_incus7.is_some())
         });
         let conclusion = libtest_mimic::run(&arguments, trials.collect());
         shared::end_servers();
@@ -318,18 +353,21 @@ impl Test {
 ///     needs: [Kube, Lab],
 ///     together: [a_running_container_moves],       // run side by side
 ///     alone: [the_daemon_of_the_target_is_killed], // have the servers for themselves
+///     incus7: [it_moves_to_a_newer_incus],         // also run side by side, skipped where there is no Incus 7; may be left out
 /// }
 /// ```
 #[macro_export]
 macro_rules! suite {
     (needs: [$($need:ident),* $(,)?], $(timeout: $timeout:expr,)? $(side_by_side: $count:expr,)?
-     together: [$($together:path),* $(,)?], alone: [$($alone:path),* $(,)?] $(,)?) => {
+     together: [$($together:path),* $(,)?], alone: [$($alone:path),* $(,)?]
+     $(, incus7: [$($incus7:path),* $(,)?])? $(,)?) => {
         fn main() -> ::std::process::ExitCode {
             $crate::Suite::new(env!("CARGO_CRATE_NAME"), &[$($crate::Needs::$need),*])
                 $(.timeout($timeout))?
                 $(.side_by_side($count))?
                 $(.together(stringify!($together), $together))*
                 $(.alone(stringify!($alone), $alone))*
+                $($(.incus7(stringify!($incus7), $incus7))*)?
                 .main()
         }
     };
