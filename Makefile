@@ -5,7 +5,7 @@ export PATH := $(HOME)/.cargo/bin:/usr/local/go/bin:$(PATH)
 
 help:
 	@echo "make demo    see a container move between two Incus servers (KEEP=1 leaves everything running)"
-	@echo "make test    all checks and suites; ARGS='-p berth-tests --test harness -- word' for some of them"
+	@echo "make test    all checks and suites; ARGS='--test harness -- word' for some of them"
 	@echo "make bench   moves by Berth beside moves by hand; writes docs/benchmarks.md"
 	@echo "make lint    formatting, clippy, licences"
 	@echo "make deps    install what the others need"

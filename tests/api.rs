@@ -2,7 +2,7 @@
 //! that helps. Offline: the structural schema by `jsonschema`, the rules by `kube-cel`. What only an API server can tell
 //! (the cost of rules) is shown by the suites that have one, with the same files.
 //!
-//! `UPDATE=1 cargo test -p berth-tests --test api` writes `crds/` anew.
+//! `UPDATE=1 cargo test --workspace --test api` writes `crds/` anew.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -174,7 +174,7 @@ fn the_crds_in_the_repository_are_those_of_the_types() -> Result {
         let stored = std::fs::read_to_string(&path).unwrap_or_default();
         assert!(
             stored == text,
-            "crds/{file} is not up to date: UPDATE=1 cargo test -p berth-tests --test api"
+            "crds/{file} is not up to date: UPDATE=1 cargo test --workspace --test api"
         );
         expected.insert(file);
     }

@@ -210,7 +210,7 @@ async fn the_definitions_are_those_of_the_project_and_are_kept_at_an_uninstall(t
         assert_eq!(annotations["berth.dev/schema"], berth_api::SCHEMA.to_string(), "{name}");
         assert!(
             found["spec"] == json!(crd.spec),
-            "{name} differs: UPDATE=1 cargo test -p berth-tests --test tidy"
+            "{name} differs: UPDATE=1 cargo test --workspace --test tidy"
         );
     }
     let (_, objects) = render(&test, &json!({"crds": {"keep": false}}));

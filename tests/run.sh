@@ -1,64 +1,82 @@
 #!/bin/bash
-# run.sh - all checks and suites, or with arguments those that `cargo test` selects by them: run.sh -p berth-tests --test harness -- word
-# One control plane and one set of servers serve all suites; both end with this script. The last line is the sum of all.
+# run.sh - all checks and suites, or with arguments those that `cargo test` selects by them: run.sh --test harness -- word
+# Everything is built as one workspace: for single packages cargo would build the dependencies anew, with other features.
+# Suites run side by side in lanes (LANES, default 3); a lane has a control plane and servers of its own, which its suites share and which
+# end with this script. Suites spend most of their time waiting for servers. The last line is the sum of all.
 set -u
 HERE=$(cd "$(dirname "$0")" && pwd); cd "$HERE/.." || exit 1
 CONTROL_PLANE=$HERE/kubernetes/control-plane.sh LAB=$HERE/lab/lab.sh
-WORK=$(mktemp -d); LOG=$WORK/log; failed=0 skipped=0
-KUBE_DIR=$WORK/kube; export KUBE_DIR
+WORK=$(mktemp -d); failed=0 lanes=1
 trap 'end' EXIT
 trap 'exit 130' INT TERM HUP
 
 end() {
   trap '' INT TERM HUP
-  [ -z "${BERTH_LAB_DIR:-}" ] || "$LAB" down 2>/dev/null
-  [ -z "${BERTH_KUBE_DIR:-}" ] || "$CONTROL_PLANE" down
+  local lane; for lane in "$WORK"/lane-*; do [ ! -e "$lane/env" ] || (. "$lane/env"; "$LAB" down; "$CONTROL_PLANE" down) 2>/dev/null; done
   rm -rf "$WORK"
 }
-take_lab_id() { # a number no living run has; suites that are run by themselves take theirs from 100 on
-  for LAB_ID in $(seq 10 60); do
-    exec 9>"${TMPDIR:-/tmp}/berth-lab-$LAB_ID.lock"
-    flock -n 9 && { LAB_DIR=/var/lib/berth-lab-$LAB_ID; export LAB_ID LAB_DIR; return; }
+make_lane() { # NUMBER: takes a lab number that no living run has; suites that are run by themselves take theirs from 100 on
+  local id lane=$WORK/lane-$1; mkdir "$lane"
+  for id in $(seq 10 60); do
+    eval "exec $((10 + $1))>\"${TMPDIR:-/tmp}/berth-lab-$id.lock\""
+    if flock -n $((10 + $1)); then
+      printf 'export LAB_ID=%s LAB_DIR=/var/lib/berth-lab-%s KUBE_DIR=%s/kube\n' "$id" "$id" "$lane" >"$lane/env"
+      return
+    fi
   done
   echo "run: no free number for a lab" >&2; exit 1
 }
-start_servers() { # in the background: cargo builds meanwhile
-  ( "$CONTROL_PLANE" up || exit 1 ) >"$WORK/kube.log" 2>&1 9>&- &
-  kube=$!
-  ( "$LAB" down && "$LAB" up || exit 1 ) >"$WORK/lab.log" 2>&1 9>&- &
-  lab=$!
+close_locks() { local n; for n in $(seq $lanes); do eval "exec $((10 + n))>&-"; done; } # in children: they would keep the lock
+start_lane() { # in the background: cargo builds meanwhile
+  ( close_locks; . "$WORK/lane-$1/env"; "$CONTROL_PLANE" up ) >"$WORK/lane-$1/kube.log" 2>&1 & echo $! >"$WORK/lane-$1/pids"
+  ( close_locks; . "$WORK/lane-$1/env"; "$LAB" down && "$LAB" up ) >"$WORK/lane-$1/lab.log" 2>&1 & echo $! >>"$WORK/lane-$1/pids"
 }
-wait_servers() {
-  wait $kube || { echo "run: the control plane did not start:"; tail -n 5 "$WORK/kube.log"; failed=$((failed + 1)); }
-  wait $lab || { echo "run: the lab did not start:"; tail -n 5 "$WORK/lab.log"; failed=$((failed + 1)); }
+wait_lane() {
+  local what; for what in kube lab; do
+    wait "$(sed -n "$([ $what = kube ] && echo 1 || echo 2)p" "$WORK/lane-$1/pids")" ||
+      { echo "run: lane $1: the $what did not start:"; tail -n 5 "$WORK/lane-$1/$what.log"; failed=$((failed + 1)); }
+  done
+  echo 'export BERTH_LAB_DIR=$LAB_DIR BERTH_KUBE_DIR=$KUBE_DIR' >>"$WORK/lane-$1/env"
 }
 sum() { # of all result lines: passed, failed, skipped
   awk '/^test result:/ {for (i = 1; i < NF; i++) {if ($(i+1) ~ /^passed/) p += $i; if ($(i+1) ~ /^failed/) f += $i; if ($(i+1) ~ /^ignored/) s += $i}}
-    END {print p + 0, f + 0, s + 0}' "$1"
+    END {print p + 0, f + 0, s + 0}' "$@"
+}
+next_suite() { # takes the first line off the queue
+  flock "$WORK/lock" bash -c 'head -n 1 "$1"; sed -i 1d "$1"' _ "$WORK/queue"
+}
+run_suite() { # NAME PROGRAM FOLDER: output as one piece, when it is over; a suite that crashed prints no result and counts as failed
+  local began=$SECONDS out=$WORK/log-$1
+  (cd "$3" && "$2" ${words[@]+"${words[@]}"}) >"$out" 2>&1 || grep -q '^test result:.*[1-9][0-9]* failed' "$out" || echo "test result: FAILED. 0 passed; 1 failed; 0 ignored (it crashed)" >>"$out"
+  flock "$WORK/lock" bash -c 'echo; echo "---- $1 ($2 s)"; grep -v "^$" "$3"' _ "$1" $((SECONDS - began)) "$out"
+}
+lane() { # NUMBER: runs suites until there are no more
+  close_locks; . "$WORK/lane-$1/env"
+  local name program folder; while read -r name program folder < <(next_suite) && [ -n "$name" ]; do run_suite "$name" "$program" "$folder"; done
+}
+queue() { # the programs that cargo built: NAME PROGRAM FOLDER, those that take longest first, so that no lane ends long after the others
+  local order="crashes guard changes late"
+  grep '"overflow_checks":[a-z]*,"test":true' "$WORK/built" | sed -n 's/.*"manifest_path":"\([^"]*\)\/Cargo.toml".*"kind":\["\([^"]*\)"\].*"name":"\([^"]*\)".*"executable":"\([^"]*\)".*/\2 \3 \4 \1/p' |
+    while read -r kind name program folder; do [ "$kind" = test ] || name=$name-unit; echo "$name $program $folder"; done |
+    awk -v order="$order" 'BEGIN {n = split(order, o); for (i = 1; i <= n; i++) at[o[i]] = i} {print ($1 in at ? at[$1] : n + 1), $0}' | sort -s -n | cut -d' ' -f2-
 }
 
-if [ $# = 0 ]; then "$HERE/lint.sh" || failed=$((failed + 1)); fi
-servers=1
-if reason=$("$LAB" check) && reason=$("$CONTROL_PLANE" check); then
-  take_lab_id; export BERTH_LAB_DIR=$LAB_DIR BERTH_KUBE_DIR=$KUBE_DIR; start_servers
-else
-  echo "run: suites with real servers are skipped: $reason"; servers=0
-fi
 targets=() words=()
 while [ $# -gt 0 ] && [ "$1" != -- ]; do targets+=("$1"); shift; done
-words=("$@"); [ ${#targets[@]} -gt 0 ] || targets=(--workspace)
-built=1
-cargo build --quiet --package berth --bin berth 9>&- && cargo test --quiet "${targets[@]}" --no-run 9>&- || { failed=$((failed + 1)); built=0; }
-[ $servers = 0 ] || wait_servers
-if [ $built = 1 ]; then
-  BERTH_BIN=${CARGO_TARGET_DIR:-$PWD/target}/debug/berth; export BERTH_BIN
-  cargo test --no-fail-fast "${targets[@]}" "${words[@]}" 9>&- 2>&1 | tee "$LOG"
-  status=${PIPESTATUS[0]}
-  read -r p f s < <(sum "$LOG")
-  # a suite that crashed prints no result
-  [ "$status" = 0 ] || [ "$f" != 0 ] || f=1
-  passed=$p failed=$((failed + f)) skipped=$s
-fi
+[ $# = 0 ] || { shift; words=("$@"); }
+[ ${#targets[@]} -gt 0 ] || { "$HERE/lint.sh" || failed=$((failed + 1)); targets=(--tests); lanes=${LANES:-3}; }
+reason=$("$LAB" check) && reason=$("$CONTROL_PLANE" check) && reason=""
+[ -z "$reason" ] || { echo "run: suites with real servers are skipped: $reason"; lanes=1; }
+for n in $(seq $lanes); do make_lane "$n"; [ -n "$reason" ] || start_lane "$n"; done
+cargo build --quiet --workspace --lib --bins "${targets[@]}" --message-format=json-render-diagnostics >"$WORK/built" || { failed=$((failed + 1)); : >"$WORK/built"; }
+queue >"$WORK/queue"; : >"$WORK/lock"
+[ -n "$reason" ] || for n in $(seq $lanes); do wait_lane "$n"; done
+BERTH_BIN=${CARGO_TARGET_DIR:-$PWD/target}/debug/berth; export BERTH_BIN
+for n in $(seq $lanes); do lane "$n" & lane_pids="${lane_pids:-} $!"; done
+# shellcheck disable=SC2086
+wait $lane_pids
+: >"$WORK/log-none"; read -r passed f skipped < <(sum "$WORK"/log-*)
+failed=$((failed + f))
 echo
-echo "${passed:-0} passed, $failed failed, $skipped skipped"
-[ $failed = 0 ]
+echo "$passed passed, $failed failed, $skipped skipped"
+[ "$failed" = 0 ]

@@ -1,5 +1,5 @@
 //! Order in the repository, checked without any server: dependencies, pure packages, sizes of files, things that must not
-//! be committed, and generated files. `UPDATE=1 cargo test -p berth-tests --test tidy` writes the generated ones anew.
+//! be committed, and generated files. `UPDATE=1 cargo test --workspace --test tidy` writes the generated ones anew.
 
 #[path = "tidy/reference.rs"]
 mod reference;
@@ -148,7 +148,7 @@ fn generated(path: &str, text: &str) -> Result {
     let stored = std::fs::read_to_string(&file).unwrap_or_default();
     assert!(
         stored == text,
-        "{path} is not up to date: UPDATE=1 cargo test -p berth-tests --test tidy"
+        "{path} is not up to date: UPDATE=1 cargo test --workspace --test tidy"
     );
     Ok(())
 }

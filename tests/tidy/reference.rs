@@ -24,7 +24,7 @@ pub(crate) fn page(crd: &CustomResourceDefinition) -> Option<String> {
     let out = &mut page;
     let _ = writeln!(
         out,
-        "<!-- Made from the types by `UPDATE=1 cargo test -p berth-tests --test tidy`. Do not edit. -->"
+        "<!-- Made from the types by `UPDATE=1 cargo test --workspace --test tidy`. Do not edit. -->"
     );
     let _ = writeln!(out, "# {}\n\n{}\n", names.kind, text(root));
     let _ = writeln!(
