@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Mutex;
 
+use berth_api::server::Limits;
 use berth_core::moves::is_internal;
 use berth_core::records::Record;
 use berth_core::status;
@@ -37,8 +38,22 @@ pub(crate) struct Route {
 }
 
 impl Route {
+    /// Takes a slot on both servers if the limits of both leave one.
+    pub fn try_take(&self, usage: &mut Usage, limits: &HashMap<String, Limits>) -> bool {
+        let used = |f: &String| usage.get(f).copied().unwrap_or_default();
+        let (Some(from), Some(to)) = (limits.get(&self.from), limits.get(&self.to)) else {
+            return false;
+        };
+        let free =
+            i64::from(from.outgoing) > used(&self.from).outgoing && i64::from(to.incoming) > used(&self.to).incoming;
+        if free {
+            self.take(usage);
+        }
+        free
+    }
+
     /// Takes a slot on both servers.
-    pub fn take(&self, usage: &mut Usage) {
+    fn take(&self, usage: &mut Usage) {
         usage.entry(self.from.clone()).or_default().outgoing += 1;
         usage.entry(self.to.clone()).or_default().incoming += 1;
     }

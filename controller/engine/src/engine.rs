@@ -159,7 +159,7 @@ impl Engine {
         self.power.forget(key);
         let others = self.placements.forget(key);
         self.say_placements(others);
-        self.say_placements(self.placements.waiting());
+        self.say_admissible();
     }
 
     /// A record was changed, perhaps by somebody else: a cancellation or an end interrupts the move. Look at the placement
@@ -193,6 +193,12 @@ impl Engine {
             // nobody listening is no failure
             let _ = self.changes.send(Change::Placement { key });
         }
+    }
+
+    /// Slots may have become free: those that wait for them look again.
+    fn say_admissible(&self) {
+        let usage = self.book.usage(self.env.now());
+        self.say_placements(self.placements.admissible(usage, &self.registry));
     }
 
     /// Reads the records of these namespaces, so that slots and marks of all moves are known before the first placement
@@ -347,7 +353,7 @@ impl Engine {
         self.book.put(driven.record.clone());
         if driven.record.finished() {
             // slots are free again, and the instance can be claimed where it is now
-            self.say_placements(self.placements.waiting());
+            self.say_admissible();
             self.say_placements(self.placements.rivals(placement));
         }
         Ok(driven)

@@ -199,31 +199,23 @@ impl Placements {
     pub fn keep_for_older(&self, key: &Key, usage: &mut Usage, registry: &Registry) {
         let table = lock(&self.table);
         let own = table.known.get(key).and_then(|k| k.waiting.as_ref()).map(|w| w.since);
-        let mut older: Vec<_> = table
-            .known
-            .iter()
-            .filter(|(k, _)| *k != key)
-            .filter_map(|(k, known)| Some((known.waiting.as_ref()?, k)))
-            .filter(|(w, k)| own.is_none_or(|own| (w.since, *k) < (own, key)))
-            .collect();
-        older.sort_by_key(|(w, k)| (w.since, *k));
-        for (waiting, _) in older {
-            if registry.has_slots(&waiting.route, usage) {
-                waiting.route.take(usage);
+        let limits = registry.limits();
+        for (waiting, other) in table.waiting() {
+            if other != key && own.is_none_or(|own| (waiting.since, other) < (own, key)) {
+                waiting.route.try_take(usage, &limits);
             }
         }
     }
 
-    /// Those that wait for a slot, longest first.
-    pub fn waiting(&self) -> Vec<Key> {
-        let table = lock(&self.table);
-        let mut waiting: Vec<_> = table
-            .known
-            .iter()
-            .filter_map(|(k, known)| Some((known.waiting.as_ref()?.since, k)))
-            .collect();
-        waiting.sort();
-        waiting.into_iter().map(|(_, k)| k.clone()).collect()
+    /// Those that wait for a slot and for whom there is one now, longest first. The others need not be woken: with
+    /// thousands that wait, looking at each whenever one move ends would be all that is ever done.
+    pub fn admissible(&self, mut usage: Usage, registry: &Registry) -> Vec<Key> {
+        let (table, limits) = (lock(&self.table), registry.limits());
+        let waiting = table.waiting().into_iter();
+        waiting
+            .filter(|(w, _)| w.route.try_take(&mut usage, &limits))
+            .map(|(_, key)| key.clone())
+            .collect()
     }
 
     /// Whom a change of an instance concerns.
@@ -256,6 +248,17 @@ impl Placements {
 impl Table {
     fn with_uuid(&self, uuid: &str) -> Vec<Key> {
         self.by_uuid.get(uuid).into_iter().flatten().cloned().collect()
+    }
+
+    /// Those that wait for a slot, longest first.
+    fn waiting(&self) -> Vec<(&Waiting, &Key)> {
+        let waiting = self
+            .known
+            .iter()
+            .filter_map(|(key, known)| Some((known.waiting.as_ref()?, key)));
+        let mut all: Vec<(&Waiting, &Key)> = waiting.collect();
+        all.sort_by_key(|(w, key)| (w.since, *key));
+        all
     }
 
     fn put(&mut self, key: Key, known: Known) {

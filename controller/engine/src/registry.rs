@@ -13,7 +13,6 @@ use berth_core::plan::{Reach, ServerView};
 use berth_core::server::Server;
 use jiff::Timestamp;
 
-use crate::book::Route;
 use crate::inventory::{Follower, Seen, Start};
 use crate::primaries::Primaries;
 use crate::transfer::Side;
@@ -276,15 +275,10 @@ impl Registry {
         lock(&self.entries).get(key)?.fingerprint()
     }
 
-    /// Whether the limits of both servers leave room for one more move.
-    pub(crate) fn has_slots(&self, route: &Route, usage: &Usage) -> bool {
+    /// The limits of all servers, by fingerprint.
+    pub(crate) fn limits(&self) -> HashMap<String, Limits> {
         let joint = joint(&lock(&self.entries));
-        let used = |f: &String| usage.get(f).copied().unwrap_or_default();
-        let (Some(from), Some(to)) = (joint.get(&route.from), joint.get(&route.to)) else {
-            return false;
-        };
-        i64::from(from.limits.outgoing) > used(&route.from).outgoing
-            && i64::from(to.limits.incoming) > used(&route.to).incoming
+        joint.into_iter().map(|(f, j)| (f, j.limits)).collect()
     }
 
     /// The server of that name for a request outside a move.
