@@ -287,6 +287,7 @@ async fn both_ends_of_a_pull_say_everything() {
             &OfferRequest {
                 live: false,
                 instance_only: true,
+                snapshot: None,
                 push_to: None,
             },
         )
@@ -309,6 +310,7 @@ async fn both_ends_of_a_pull_say_everything() {
         live: true,
         instance_only: true,
         refresh: false,
+        exclude_older: false,
         pull_from: Some(peer("https://10.0.0.1:8443")),
     };
     assert!(server.accept(&request).await.unwrap().secrets.is_empty());
@@ -342,6 +344,7 @@ async fn both_ends_of_a_push_say_everything() {
             &OfferRequest {
                 live: false,
                 instance_only: false,
+                snapshot: None,
                 push_to,
             },
         )
@@ -361,6 +364,7 @@ async fn both_ends_of_a_push_say_everything() {
         live: false,
         instance_only: false,
         refresh: true,
+        exclude_older: false,
         pull_from: None,
     };
     assert_eq!(server.accept(&request).await.unwrap().secrets.len(), 2);
@@ -378,6 +382,7 @@ async fn an_end_that_waits_without_secrets_is_of_no_use() {
     let offer = OfferRequest {
         live: false,
         instance_only: false,
+        snapshot: None,
         push_to: None,
     };
     assert_eq!(
@@ -489,4 +494,35 @@ async fn every_request_is_reported_to_the_observer() {
         ]
     );
     assert!(seen.iter().all(|r| r.bytes > 0));
+}
+
+#[tokio::test]
+async fn a_snapshot_is_offered_without_what_only_an_instance_has_and_deleted_by_its_name() {
+    let fake = begins().await;
+    let server = client(&fake);
+    let offer = OfferRequest {
+        live: false,
+        instance_only: false,
+        snapshot: Some("berth-x/../y".to_owned()),
+        push_to: None,
+    };
+    server.offer(&web(), &offer).await.unwrap();
+    let asked = last(&fake);
+    assert_eq!(
+        asked.path,
+        "/1.0/instances/web-1/snapshots/berth-x%2F..%2Fy?project=shop"
+    );
+    assert_eq!(asked.body, json!({"name": "", "migration": true, "live": false}));
+    server.remove_snapshot(&web(), "berth-x").await.unwrap();
+    let asked = last(&fake);
+    assert_eq!(
+        (asked.method.as_str(), asked.path.as_str()),
+        ("DELETE", "/1.0/instances/web-1/snapshots/berth-x?project=shop")
+    );
+    let end: jiff::Timestamp = "2026-11-30T00:00:00Z".parse().unwrap();
+    server.snapshot(&web(), "berth-x", Some(end)).await.unwrap();
+    assert_eq!(
+        last(&fake).body,
+        json!({"name": "berth-x", "stateful": false, "expires_at": "2026-11-30T00:00:00Z"})
+    );
 }

@@ -39,6 +39,10 @@ pub trait World: Sync {
     async fn make(&self, name: &str, new: New);
     /// Lets a little time pass.
     async fn pause(&self);
+    /// Lets more than a second pass: dates travel in whole seconds.
+    async fn second(&self) {
+        tokio::time::sleep(Duration::from_millis(1100)).await;
+    }
 }
 
 /// A container to make; its root disk is a device of its own in pool `default`.
@@ -96,6 +100,7 @@ macro_rules! every_check {
                 the_cloud_init_id_can_be_put_back_and_survives_the_start,
                 a_protected_instance_is_not_deleted,
                 a_deleted_instance_is_gone,
+                a_snapshot_is_deleted_alone_and_may_have_an_end,
             ],
             transfer: [
                 a_pulled_copy_is_what_was_sent,
@@ -108,6 +113,9 @@ macro_rules! every_check {
                 a_refresh_brings_data_and_snapshots_but_no_configuration,
                 a_refresh_onto_a_running_instance_is_refused,
                 a_running_source_is_copied_without_being_asked,
+                a_copy_from_a_snapshot_has_none_and_leaves_a_running_source_alone,
+                a_refresh_deletes_what_the_source_no_longer_has_and_keeps_what_both_have,
+                a_refresh_leaves_out_older_snapshots_where_the_server_can,
             ],
         }
     };
@@ -214,17 +222,24 @@ pub fn accept(name: &str, source: &Instance) -> AcceptRequest {
         live: false,
         instance_only: false,
         refresh: false,
+        exclude_older: false,
         pull_from: None,
     }
 }
 
 /// Pulls from the source to the target; both operations must succeed.
-pub async fn pull(world: &dyn World, from: &str, mut request: AcceptRequest) {
+pub async fn pull(world: &dyn World, from: &str, request: AcceptRequest) {
     let offer = OfferRequest {
         live: false,
         instance_only: request.instance_only,
+        snapshot: None,
         push_to: None,
     };
+    pull_as(world, from, offer, request).await;
+}
+
+/// As [`pull`], with another offer.
+pub async fn pull_as(world: &dyn World, from: &str, offer: OfferRequest, mut request: AcceptRequest) {
     let certificate = world.source().facts().await.expect("the source answers").certificate;
     let channel = world
         .source()
@@ -252,6 +267,7 @@ pub async fn pull_refused(world: &dyn World, from: &str, mut request: AcceptRequ
     let offer = OfferRequest {
         live: false,
         instance_only: request.instance_only,
+        snapshot: None,
         push_to: None,
     };
     let certificate = world.source().facts().await.expect("the source answers").certificate;

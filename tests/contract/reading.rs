@@ -87,18 +87,18 @@ pub async fn snapshots_come_oldest_first_and_a_taken_name_is_refused(world: &dyn
         )
         .await;
     let server = world.source();
-    done(server, server.snapshot(&at(&name), "a-third").await).await;
+    done(server, server.snapshot(&at(&name), "a-third", None).await).await;
     let names = |list: Vec<berth_core::model::Snapshot>| list.into_iter().map(|s| s.name).collect::<Vec<_>>();
     let list = server.snapshots(&at(&name)).await.expect("the server answers");
     assert_eq!(names(list), ["s0", "s1", "a-third"]);
-    refused(server, server.snapshot(&at(&name), "s0").await).await;
+    refused(server, server.snapshot(&at(&name), "s0", None).await).await;
 }
 
 pub async fn an_operation_is_known_for_a_while_and_then_gone(world: &dyn World) {
     let name = world.name("gone");
     world.make(&name, STOPPED).await;
     let server = world.source();
-    let begun = server.snapshot(&at(&name), "s0").await.expect("it begins");
+    let begun = server.snapshot(&at(&name), "s0", None).await.expect("it begins");
     assert_eq!(wait_end(server, &begun).await, OperationState::Succeeded);
     assert_eq!(
         server.wait(&begun, LONG).await.expect("the server answers"),

@@ -246,6 +246,7 @@ async fn crosses(test: &Test, from: &str, to: &str) {
     let offer = OfferRequest {
         live: false,
         instance_only: false,
+        snapshot: None,
         push_to: None,
     };
     let channel = source.offer(&at(&name), &offer).await.expect("the source offers");

@@ -85,7 +85,7 @@ pub async fn only_a_start_changes_last_used_at(world: &dyn World) {
     start(server, &name).await;
     let first = used().await;
     assert_ne!(first, never);
-    super::done(server, server.snapshot(&at(&name), "s0").await).await;
+    super::done(server, server.snapshot(&at(&name), "s0", None).await).await;
     assert_eq!(used().await, first, "a snapshot is no start");
     stop(server, &name).await;
     assert_eq!(used().await, first, "a stop is no start");

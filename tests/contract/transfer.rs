@@ -1,16 +1,17 @@
 //! Copies between two servers.
 
-use berth_core::model::{Definition, Power};
+use berth_core::model::{Capability, Definition, Power};
 use berth_core::server::{FailureKind, OfferRequest, OperationState, Peer, PowerAction};
 
 use super::{
-    New, RUNNING, STOPPED, World, accept, at, done, instance, pull, pull_refused, refused, set, snapshots, start, stop,
-    wait_end,
+    New, RUNNING, STOPPED, World, accept, at, done, instance, pull, pull_as, pull_refused, refused, set, snapshots,
+    start, stop, wait_end,
 };
 
 const OFFER: OfferRequest = OfferRequest {
     live: false,
     instance_only: false,
+    snapshot: None,
     push_to: None,
 };
 
@@ -236,8 +237,8 @@ pub async fn a_refresh_brings_data_and_snapshots_but_no_configuration(world: &dy
     .await;
     let (source, target) = (world.source(), world.target());
     pull(world, &name, accept(&name, &instance(source, &name).await)).await;
-    done(target, target.snapshot(&at(&name), "only-here").await).await;
-    done(source, source.snapshot(&at(&name), "later").await).await;
+    done(target, target.snapshot(&at(&name), "only-here", None).await).await;
+    done(source, source.snapshot(&at(&name), "later", None).await).await;
     let before = instance(target, &name).await;
     let mut request = accept(&name, &instance(source, &name).await);
     request.refresh = true;
@@ -275,4 +276,84 @@ pub async fn a_running_source_is_copied_without_being_asked(world: &dyn World) {
     pull(world, &name, accept(&name, &instance(world.source(), &name).await)).await;
     assert_eq!(instance(world.source(), &name).await.power, Power::Running);
     assert_eq!(instance(world.target(), &name).await.power, Power::Stopped);
+}
+
+pub async fn a_copy_from_a_snapshot_has_none_and_leaves_a_running_source_alone(world: &dyn World) {
+    let new = New {
+        snapshots: 1,
+        ..RUNNING
+    };
+    let name = source_with_marks(world, "still", new).await;
+    let before = instance(world.source(), &name).await;
+    let offer = OfferRequest {
+        snapshot: Some("s0".to_owned()),
+        ..OFFER
+    };
+    pull_as(world, &name, offer, accept(&name, &before)).await;
+    let after = instance(world.source(), &name).await;
+    assert_eq!(
+        (after.power, &after.last_used_at),
+        (Power::Running, &before.last_used_at)
+    );
+    let copy = instance(world.target(), &name).await;
+    assert_eq!(copy.power, Power::Stopped);
+    assert_eq!(copy.config.get("user.kept").map(String::as_str), Some("yes"));
+    assert!(
+        snapshots(world.target(), &name).await.is_empty(),
+        "only the disk as it was then"
+    );
+    let offer = OfferRequest {
+        snapshot: Some("no-such-snapshot".to_owned()),
+        ..OFFER
+    };
+    let refused = world.source().offer(&at(&name), &offer).await;
+    assert!(refused.is_err(), "{refused:?}");
+}
+
+pub async fn a_refresh_deletes_what_the_source_no_longer_has_and_keeps_what_both_have(world: &dyn World) {
+    let new = New {
+        snapshots: 2,
+        ..STOPPED
+    };
+    let name = source_with_marks(world, "steps", new).await;
+    let (source, target) = (world.source(), world.target());
+    pull(world, &name, accept(&name, &instance(source, &name).await)).await;
+    let copied = snapshots(target, &name).await;
+    done(source, source.remove_snapshot(&at(&name), "s1").await).await;
+    done(source, source.snapshot(&at(&name), "s2", None).await).await;
+    let mut request = accept(&name, &instance(source, &name).await);
+    request.refresh = true;
+    pull(world, &name, request).await;
+    let refreshed = snapshots(target, &name).await;
+    assert_eq!(refreshed, snapshots(source, &name).await);
+    assert_eq!(
+        (refreshed.get("s0"), refreshed.get("s1")),
+        (copied.get("s0"), None),
+        "{refreshed:?}"
+    );
+}
+
+pub async fn a_refresh_leaves_out_older_snapshots_where_the_server_can(world: &dyn World) {
+    let name = source_with_marks(world, "older", STOPPED).await;
+    let (source, target) = (world.source(), world.target());
+    done(source, source.snapshot(&at(&name), "old", None).await).await;
+    world.second().await;
+    done(source, source.snapshot(&at(&name), "common", None).await).await;
+    pull(world, &name, accept(&name, &instance(source, &name).await)).await;
+    done(target, target.remove_snapshot(&at(&name), "old").await).await;
+    world.second().await;
+    done(source, source.snapshot(&at(&name), "new", None).await).await;
+    let mut request = accept(&name, &instance(source, &name).await);
+    (request.refresh, request.exclude_older) = (true, true);
+    pull(world, &name, request).await;
+    let names: Vec<String> = snapshots(target, &name).await.into_keys().collect();
+    let can = target
+        .facts()
+        .await
+        .expect("the target answers")
+        .can(Capability::ExcludeOlder);
+    match can {
+        true => assert_eq!(names, ["common", "new"]),
+        false => assert_eq!(names, ["common", "new", "old"]),
+    }
 }

@@ -172,3 +172,29 @@ pub async fn a_deleted_instance_is_gone(world: &dyn World) {
     assert!(list.iter().all(|i| i.at != at(&name)));
     assert_eq!(kind(server.remove(&at(&name)).await), FailureKind::NotFound);
 }
+
+pub async fn a_snapshot_is_deleted_alone_and_may_have_an_end(world: &dyn World) {
+    let name = world.name("snaps");
+    world
+        .make(
+            &name,
+            New {
+                snapshots: 1,
+                ..STOPPED
+            },
+        )
+        .await;
+    let server = world.source();
+    let before = instance(server, &name).await;
+    let end = jiff::Timestamp::now() + jiff::SignedDuration::from_hours(24);
+    done(server, server.snapshot(&at(&name), "berth-x", Some(end)).await).await;
+    assert_eq!(snapshots(server, &name).await.len(), 2);
+    done(server, server.remove_snapshot(&at(&name), "berth-x").await).await;
+    let left: Vec<String> = snapshots(server, &name).await.into_keys().collect();
+    assert_eq!(left, ["s0"]);
+    assert_eq!(
+        kind(server.remove_snapshot(&at(&name), "berth-x").await),
+        FailureKind::NotFound
+    );
+    assert_eq!(instance(server, &name).await, before);
+}

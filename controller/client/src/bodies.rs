@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use berth_core::model::{Change, Definition};
 use berth_core::server::{AcceptRequest, OfferRequest, Peer, PowerAction, Relocation};
+use jiff::Timestamp;
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::{Map, Value, json};
 
@@ -52,12 +53,16 @@ fn seconds(d: Duration) -> i64 {
 
 /// The source's end of a migration.
 pub(crate) fn offer(request: &OfferRequest) -> Value {
-    let mut body = json!({
-        "migration": true,
-        "live": request.live,
-        "instance_only": request.instance_only,
-        "allow_inconsistent": false,
-    });
+    let mut body = match &request.snapshot {
+        // a snapshot has no running state, no snapshots of its own and cannot change meanwhile
+        Some(_) => json!({ "name": "", "migration": true, "live": false }),
+        None => json!({
+            "migration": true,
+            "live": request.live,
+            "instance_only": request.instance_only,
+            "allow_inconsistent": false,
+        }),
+    };
     if let Some(peer) = &request.push_to {
         body["target"] = json!({
             "operation": operation_url(peer),
@@ -79,6 +84,10 @@ pub(crate) fn accept(request: &AcceptRequest) -> Value {
         "allow_inconsistent": false,
         "base-image": request.definition.config.get("volatile.base_image").map_or("", String::as_str),
     });
+    // only where it is wished: not every server knows the key
+    if request.exclude_older {
+        source["refresh_exclude_older"] = json!(true);
+    }
     if let Some(peer) = &request.pull_from {
         source["operation"] = json!(operation_url(peer));
         source["certificate"] = json!(peer.certificate);
@@ -119,8 +128,12 @@ pub(crate) fn rename(name: &str) -> Value {
 }
 
 /// A snapshot of the disk.
-pub(crate) fn snapshot(name: &str) -> Value {
-    json!({ "name": name, "stateful": false })
+pub(crate) fn snapshot(name: &str, expires_at: Option<Timestamp>) -> Value {
+    let mut body = json!({ "name": name, "stateful": false });
+    if let Some(at) = expires_at {
+        body["expires_at"] = json!(at);
+    }
+    body
 }
 
 fn operation_url(peer: &Peer) -> String {

@@ -43,6 +43,8 @@ pub enum RequestClass {
     Power,
     /// A new snapshot.
     Snapshot,
+    /// The end of a snapshot.
+    RemoveSnapshot,
     /// The source's end of a migration.
     Offer,
     /// The target's end of a migration.
@@ -76,6 +78,7 @@ impl RequestClass {
             RequestClass::Put => "put",
             RequestClass::Power => "power",
             RequestClass::Snapshot => "snapshot",
+            RequestClass::RemoveSnapshot => "remove-snapshot",
             RequestClass::Offer => "offer",
             RequestClass::Accept => "accept",
             RequestClass::Relocate => "relocate",

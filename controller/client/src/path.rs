@@ -28,6 +28,11 @@ pub(crate) fn instance(at: &InstanceRef, tail: &str) -> String {
     )
 }
 
+/// `/1.0/instances/NAME/snapshots/SNAPSHOT?project=P`.
+pub(crate) fn snapshot(at: &InstanceRef, name: &str) -> String {
+    instance(at, &format!("/snapshots/{}", encode(name)))
+}
+
 /// `path` with one more query parameter.
 pub(crate) fn with_query(mut path: String, key: &str, value: &str) -> String {
     let separator = if path.contains('?') { '&' } else { '?' };

@@ -9,6 +9,7 @@ use berth_core::server::{
     Result, Server, ServerEvent,
 };
 use futures::stream::BoxStream;
+use jiff::Timestamp;
 use reqwest::Method;
 use serde::de::IgnoredAny;
 
@@ -105,7 +106,7 @@ impl Server for HttpServer {
         Ok(self.begin(&call).await?.0)
     }
 
-    async fn snapshot(&self, at: &InstanceRef, name: &str) -> Result<OperationId> {
+    async fn snapshot(&self, at: &InstanceRef, name: &str, expires_at: Option<Timestamp>) -> Result<OperationId> {
         let what = format!("take snapshot {name} of {at}");
         let call = Call::new(
             Method::POST,
@@ -113,14 +114,31 @@ impl Server for HttpServer {
             path::instance(at, "/snapshots"),
             what,
         )
-        .body(bodies::snapshot(name));
+        .body(bodies::snapshot(name, expires_at));
+        Ok(self.begin(&call).await?.0)
+    }
+
+    async fn remove_snapshot(&self, at: &InstanceRef, name: &str) -> Result<OperationId> {
+        let what = format!("delete snapshot {name} of {at}");
+        let call = Call::new(
+            Method::DELETE,
+            RequestClass::RemoveSnapshot,
+            path::snapshot(at, name),
+            what,
+        )
+        .within(UNCONDITIONAL);
         Ok(self.begin(&call).await?.0)
     }
 
     async fn offer(&self, at: &InstanceRef, request: &OfferRequest) -> Result<Channel> {
-        let what = format!("offer {at} for a transfer");
-        let call =
-            Call::new(Method::POST, RequestClass::Offer, path::instance(at, ""), what).body(bodies::offer(request));
+        let (path, what) = match &request.snapshot {
+            Some(name) => (
+                path::snapshot(at, name),
+                format!("offer snapshot {name} of {at} for a transfer"),
+            ),
+            None => (path::instance(at, ""), format!("offer {at} for a transfer")),
+        };
+        let call = Call::new(Method::POST, RequestClass::Offer, path, what).body(bodies::offer(request));
         self.channel(&call, request.push_to.is_none()).await
     }
 

@@ -64,13 +64,15 @@ pub enum Capability {
     Push,
     /// `direct_backup`: an export can be streamed.
     DirectBackup,
+    /// `custom_volume_refresh_exclude_older_snapshots`: a refresh can leave out old snapshots.
+    ExcludeOlder,
     /// `backup_override_config`: configuration can be overridden while a backup is imported.
     BackupOverrideConfig,
 }
 
 impl Capability {
     /// All of them, in the order in which they are shown.
-    pub const ALL: [Capability; 12] = [
+    pub const ALL: [Capability; 13] = [
         Capability::LiveMigration,
         Capability::IncrementalCopy,
         Capability::TargetProject,
@@ -82,6 +84,7 @@ impl Capability {
         Capability::TrustTokenField,
         Capability::Push,
         Capability::DirectBackup,
+        Capability::ExcludeOlder,
         Capability::BackupOverrideConfig,
     ];
 
@@ -99,6 +102,7 @@ impl Capability {
             Capability::TrustTokenField => "explicit_trust_token",
             Capability::Push => "container_push_target",
             Capability::DirectBackup => "direct_backup",
+            Capability::ExcludeOlder => "custom_volume_refresh_exclude_older_snapshots",
             Capability::BackupOverrideConfig => "backup_override_config",
         }
     }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::stream::BoxStream;
+use jiff::Timestamp;
 use secrecy::SecretString;
 
 use crate::model::{Change, Definition, Fresh, Instance, InstanceKind, InstanceRef, ServerFacts, Snapshot};
@@ -144,6 +145,8 @@ pub struct OfferRequest {
     pub live: bool,
     /// Leave the snapshots behind.
     pub instance_only: bool,
+    /// Send the disk as it was in that snapshot, and no snapshots: the instance is not touched meanwhile.
+    pub snapshot: Option<String>,
     /// `Some`: push to that peer. `None`: wait for a peer (pull, relay).
     pub push_to: Option<Peer>,
 }
@@ -165,6 +168,9 @@ pub struct AcceptRequest {
     pub instance_only: bool,
     /// Bring an existing copy up to date instead of making one.
     pub refresh: bool,
+    /// With `refresh`: leave out snapshots that are older than the newest one of the copy
+    /// ([`Capability::ExcludeOlder`](crate::model::Capability::ExcludeOlder)).
+    pub exclude_older: bool,
     /// `Some`: pull from that peer. `None`: wait for a peer (push, relay).
     pub pull_from: Option<Peer>,
 }
@@ -242,8 +248,10 @@ pub trait Server: Send + Sync {
     async fn put(&self, at: &InstanceRef, definition: &Definition, etag: &str) -> Result<()>;
     /// Asks for a power state.
     async fn set_power(&self, at: &InstanceRef, action: PowerAction) -> Result<OperationId>;
-    /// Takes a snapshot.
-    async fn snapshot(&self, at: &InstanceRef, name: &str) -> Result<OperationId>;
+    /// Takes a snapshot of the disk; with `expires_at` the server deletes it then.
+    async fn snapshot(&self, at: &InstanceRef, name: &str, expires_at: Option<Timestamp>) -> Result<OperationId>;
+    /// Deletes a snapshot.
+    async fn remove_snapshot(&self, at: &InstanceRef, name: &str) -> Result<OperationId>;
     /// Opens the source's end of a migration.
     async fn offer(&self, at: &InstanceRef, request: &OfferRequest) -> Result<Channel>;
     /// Opens the target's end of a migration.

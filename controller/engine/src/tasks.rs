@@ -233,6 +233,8 @@ async fn perform(effect: Effect, server: &dyn Server, pair: Option<Pair>, shared
         }
         Request::ForceStop => server.set_power(at, PowerAction::ForceStop).await?,
         Request::Start { stateful } => server.set_power(at, PowerAction::Start { stateful }).await?,
+        Request::Snapshot { name, expires_at } => server.snapshot(at, &name, expires_at).await?,
+        Request::RemoveSnapshot { name } => server.remove_snapshot(at, &name).await?,
         Request::Rename { name } => server.rename(at, &name).await?,
         Request::Remove => server.remove(at).await?,
         Request::Relocate(to) => server.relocate(at, &to).await?,

@@ -151,6 +151,14 @@ impl State {
         }
     }
 
+    /// A controller deleted a snapshot that is not one of ours.
+    pub fn foreign_snapshot(&mut self, server: &str, at: &InstanceRef, name: &str) {
+        self.breach(
+            "I8",
+            format!("a controller deletes snapshot {name} of {at} on {server}, which it did not take"),
+        );
+    }
+
     /// A copy that does not have the newest data begins to run.
     pub fn fork(&mut self, server: &str, born: u64, has: u64, newest: u64) {
         let name = self

@@ -12,7 +12,7 @@ use secrecy::{ExposeSecret, SecretString};
 
 use crate::config;
 use crate::operations::{Due, Work};
-use crate::state::{Answered, Busy, CERTIFICATE, Content, Host, Inst, State};
+use crate::state::{Answered, Busy, CERTIFICATE, Content, Host, Inst, Snap, State};
 
 /// One end that waits.
 #[derive(Clone, Debug)]
@@ -21,8 +21,12 @@ pub(crate) struct Waiting {
     born: u64,
     live: bool,
     instance_only: bool,
+    /// The disk as it was in that snapshot.
+    snapshot: Option<String>,
     /// Onto an existing instance.
     refresh: bool,
+    /// Without snapshots that are older than the newest common one.
+    exclude_older: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,14 +62,16 @@ pub(crate) struct Transfer {
     target: EndOf,
     live: bool,
     refresh: bool,
+    exclude_older: bool,
     instance_only: bool,
+    snapshot: Option<String>,
     /// What the source was when the transfer began.
     data: u64,
     used: Timestamp,
     ran: bool,
     stalled: bool,
-    /// Once the data have arrived: whether they are a mixture.
-    mixed: Option<bool>,
+    /// Once the data have arrived: what they are.
+    arrived: Option<Content>,
     /// Whether the source waited for the target (then its operation can be cancelled).
     pull: bool,
 }
@@ -75,7 +81,11 @@ impl State {
         let i = self.inst(server, at, what)?.clone();
         let host = self.host(server, what)?;
         let refused = |why: &str| ServerError::new(FailureKind::Refused, what, why);
-        let live = request.live && i.runs();
+        let live = request.live && i.runs() && request.snapshot.is_none();
+        let found = |name: &String| i.snapshots.iter().any(|s| s.name == *name);
+        if request.snapshot.as_ref().is_some_and(|name| !found(name)) {
+            return Err(ServerError::new(FailureKind::NotFound, what, "Snapshot not found"));
+        }
         let stateful = i.config.get("migration.stateful").is_some_and(|v| v == "true");
         let container = i.kind == berth_core::model::InstanceKind::Container;
         if live && container && !host.criu {
@@ -100,7 +110,9 @@ impl State {
             born: i.born,
             live,
             instance_only: request.instance_only,
+            snapshot: request.snapshot.clone(),
             refresh: false,
+            exclude_older: false,
         };
         match &request.push_to {
             None => Ok(self.open(server, at, waiting)),
@@ -137,7 +149,9 @@ impl State {
             born,
             live: request.live,
             instance_only: request.instance_only,
+            snapshot: None,
             refresh,
+            exclude_older: request.exclude_older && host.has("custom_volume_refresh_exclude_older_snapshots"),
         };
         let Some(peer) = &request.pull_from else {
             let channel = self.open(server, &request.at, waiting);
@@ -344,7 +358,10 @@ impl State {
             Some((.., Some(busy))) => Some(format!("Instance is busy running a \"{}\" operation", busy.action)),
             Some((.., None)) => None,
         };
-        let (data, used, ran) = start.map_or((0, Timestamp::UNIX_EPOCH, false), |(d, u, r, _)| (d, u, r));
+        let (mut data, used, ran) = start.map_or((0, Timestamp::UNIX_EPOCH, false), |(d, u, r, _)| (d, u, r));
+        let snapshots = self.inst_by_born(source.0, source.2.born).map(|i| i.snapshots.clone());
+        let of_snapshot = |name: &String| snapshots.iter().flatten().find(|s| s.name == *name).map(|s| s.data);
+        data = source.2.snapshot.as_ref().and_then(of_snapshot).unwrap_or(data);
         if let Some(why) = problem {
             self.end(source.0, source.1, Err(why.clone()));
             return self.give_up_waiting(target.0, target.1, &why);
@@ -359,12 +376,14 @@ impl State {
             target: end_of(target),
             live: source.2.live && target.2.live,
             refresh: target.2.refresh,
-            instance_only: source.2.instance_only || target.2.instance_only,
+            exclude_older: target.2.exclude_older,
+            instance_only: source.2.instance_only || target.2.instance_only || source.2.snapshot.is_some(),
+            snapshot: source.2.snapshot.clone(),
             data,
             used,
             ran,
             stalled: false,
-            mixed: None,
+            arrived: None,
             pull,
         };
         let id = self.next();
@@ -393,7 +412,8 @@ impl State {
         self.later(duration, Due::Data(id));
     }
 
-    /// The target lists all snapshots from the start; a migration carries whole seconds only.
+    /// The target lists all snapshots from the start; a migration carries whole seconds only. A refresh keeps those that
+    /// both have by name and date, and deletes all others of the target before it sends anything.
     fn copy_snapshots(&mut self, t: &Transfer) {
         let Some(source) = self.inst_by_born(&t.source.server, t.source.born) else {
             return;
@@ -406,9 +426,21 @@ impl State {
         for s in &mut snapshots {
             s.created_at = Timestamp::from_second(s.created_at.as_second()).unwrap_or(s.created_at);
         }
-        if let Some(target) = self.inst_by_born(&t.target.server, t.target.born) {
-            target.snapshots = snapshots;
+        let Some(target) = self.inst_by_born(&t.target.server, t.target.born) else {
+            return;
+        };
+        let common = |s: &&Snap| {
+            target
+                .snapshots
+                .iter()
+                .any(|o| o.name == s.name && o.created_at == s.created_at)
+        };
+        let newest_common = snapshots.iter().filter(common).map(|s| s.created_at).max();
+        if let Some(newest) = newest_common.filter(|_| t.exclude_older) {
+            let kept: Vec<String> = snapshots.iter().filter(common).map(|s| s.name.clone()).collect();
+            snapshots.retain(|s| s.created_at >= newest || kept.contains(&s.name));
         }
+        target.snapshots = snapshots;
     }
 
     /// The source's part is over; the target still has something to do.
@@ -458,13 +490,19 @@ impl State {
             return;
         };
         let steady = !source.runs() && !t.ran && source.data == t.data && source.last_used_at == t.used;
+        // a guest that runs is frozen meanwhile, or its disk is sent from a snapshot that the server takes
+        let of_an_instant = t.snapshot.is_some() || (t.ran && !t.live);
         if let Some(target) = self.inst_by_born(&t.target.server, t.target.born) {
-            target.data = source.data;
+            target.data = if of_an_instant { t.data } else { source.data };
             target.guest = source.guest;
             target.twin = t.live && t.ran;
         }
         if let Some(t) = self.transfers.get_mut(&id) {
-            t.mixed = Some(!steady && !t.live);
+            t.arrived = Some(match () {
+                () if of_an_instant => Content::OfAnInstant,
+                () if steady || t.live => Content::Complete,
+                () => Content::Mixed,
+            });
         }
         self.later(tail, Due::Tail(id));
     }
@@ -472,11 +510,7 @@ impl State {
     pub fn transfer_done(&mut self, id: u64) {
         let Some(t) = self.transfers.remove(&id) else { return };
         if let Some(target) = self.inst_by_born(&t.target.server, t.target.born) {
-            target.content = if t.mixed == Some(false) {
-                Content::Complete
-            } else {
-                Content::Mixed
-            };
+            target.content = t.arrived.unwrap_or(Content::Mixed);
             if !t.refresh {
                 target
                     .config
@@ -529,7 +563,7 @@ impl State {
         let hit: Vec<(u64, bool)> = self
             .transfers
             .iter()
-            .filter(|(_, t)| t.target.server == server || (t.source.server == server && t.mixed.is_none()))
+            .filter(|(_, t)| t.target.server == server || (t.source.server == server && t.arrived.is_none()))
             .map(|(id, t)| (*id, t.target.server == server))
             .collect();
         for (id, target_died) in hit {

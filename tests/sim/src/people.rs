@@ -123,6 +123,15 @@ impl World {
         })
     }
 
+    /// A person deletes a snapshot.
+    pub fn delete_snapshot(&self, server: &str, at: &InstanceRef, name: &str) -> Result<(), String> {
+        self.by_person(server, at, "deletes a snapshot of", |s, _| {
+            s.remove_snapshot(server, at, name, None, "delete a snapshot")
+                .map(|_| ())
+                .map_err(|e| e.message)
+        })
+    }
+
     fn by_person(
         &self,
         server: &str,
@@ -327,6 +336,7 @@ impl State {
                 created_at,
                 config: i.config.clone(),
                 devices: i.devices.clone(),
+                data: 1,
             });
         }
         self.newest.insert(uuid.clone(), 1);

@@ -82,7 +82,7 @@ impl State {
             return;
         };
         let (uuid, data, stale_is_known) = (i.uuid().to_owned(), i.data, i.twin);
-        let whole = i.content == Content::Complete;
+        let whole = matches!(i.content, Content::Complete | Content::OfAnInstant);
         let newest = self.newest.get(&uuid).copied().unwrap_or(data);
         if (data != newest || !whole) && !stale_is_known {
             self.fork(server, born, data, newest);

@@ -10,6 +10,7 @@ use berth_core::server::{
 };
 use futures::StreamExt;
 use futures::stream::BoxStream;
+use jiff::Timestamp;
 
 use crate::operations::shown;
 use crate::state::{Host, State};
@@ -149,8 +150,12 @@ impl Server for SimServer {
         self.operation(Write::Power(at.clone(), action)).await
     }
 
-    async fn snapshot(&self, at: &InstanceRef, name: &str) -> Result<OperationId> {
+    async fn snapshot(&self, at: &InstanceRef, name: &str, _: Option<Timestamp>) -> Result<OperationId> {
         self.operation(Write::Snapshot(at.clone(), name.to_owned())).await
+    }
+
+    async fn remove_snapshot(&self, at: &InstanceRef, name: &str) -> Result<OperationId> {
+        self.operation(Write::RemoveSnapshot(at.clone(), name.to_owned())).await
     }
 
     async fn offer(&self, at: &InstanceRef, request: &OfferRequest) -> Result<Channel> {

@@ -120,7 +120,10 @@ pub(crate) struct Inst {
 pub(crate) enum Content {
     /// All data of one instant.
     Complete,
-    /// A mixture: copied from a running source, or a refresh that broke off. It starts all the same.
+    /// All data of one instant of a guest that ran: what a snapshot of it holds, too. A person may start from it; a move
+    /// may not count on it.
+    OfAnInstant,
+    /// A mixture: copied from a source that was started meanwhile, or a refresh that broke off. It starts all the same.
     Mixed,
     /// A first copy that is not finished; it does not start.
     HalfMade,
@@ -142,6 +145,8 @@ pub(crate) struct Snap {
     pub created_at: Timestamp,
     pub config: Config,
     pub devices: Devices,
+    /// Version of the data.
+    pub data: u64,
 }
 
 impl Inst {

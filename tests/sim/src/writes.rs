@@ -23,6 +23,8 @@ pub enum Write {
     Power(InstanceRef, PowerAction),
     /// A new snapshot.
     Snapshot(InstanceRef, String),
+    /// The end of a snapshot.
+    RemoveSnapshot(InstanceRef, String),
     /// The source's end of a migration.
     Offer(InstanceRef, OfferRequest),
     /// The target's end of a migration.
@@ -55,6 +57,7 @@ impl Write {
             Write::Power(_, PowerAction::Stop { .. }) => "stop",
             Write::Power(_, PowerAction::ForceStop) => "force-stop",
             Write::Snapshot(..) => "snapshot",
+            Write::RemoveSnapshot(..) => "remove-snapshot",
             Write::Offer(..) => "offer",
             Write::Accept(_) => "accept",
             Write::Relocate(..) => "relocate",
@@ -83,7 +86,15 @@ impl Write {
             Write::Patch(at, change, _) => format!("{verb} {at} {}", brief(change)),
             Write::Put(at, ..) | Write::Power(at, _) | Write::Remove(at) => format!("{verb} {at}"),
             Write::Snapshot(at, name) => format!("{verb} {at} as {name}"),
-            Write::Offer(at, r) => format!("{verb} {at}{}", if r.live { " live" } else { "" }),
+            Write::RemoveSnapshot(at, name) => format!("{verb} {name} of {at}"),
+            Write::Offer(at, r) => {
+                let what = r.snapshot.as_deref().map(|s| format!(" as it was in {s}"));
+                format!(
+                    "{verb} {at}{}{}",
+                    if r.live { " live" } else { "" },
+                    what.unwrap_or_default()
+                )
+            }
             Write::Accept(r) => format!("{verb} {}{}", r.at, if r.refresh { " refresh" } else { "" }),
             Write::Relocate(at, to) => format!("{verb} {at} {to:?}"),
             Write::Rename(at, name) => format!("{verb} {at} to {name}"),
@@ -146,6 +157,7 @@ impl State {
             Write::Put(at, d, etag) => self.put(server, at, d, Some(etag), &what).map(|()| Answer::Done)?,
             Write::Power(at, action) => Answer::Operation(self.power(server, at, *action, by, &what)?),
             Write::Snapshot(at, name) => Answer::Operation(self.snapshot(server, at, name, by, &what)?),
+            Write::RemoveSnapshot(at, name) => Answer::Operation(self.remove_snapshot(server, at, name, by, &what)?),
             Write::Offer(at, request) => Answer::Channel(self.offer(server, at, request, &what)?),
             Write::Accept(request) => Answer::Channel(self.accept(server, request, &what)?),
             Write::Relocate(at, to) => Answer::Operation(self.relocate(server, at, to, by, &what)?),
@@ -296,14 +308,38 @@ impl State {
                 format!("Snapshot \"{name}\" already exists"),
             ));
         }
-        let (config, devices) = (i.config.clone(), i.devices.clone());
+        let (config, devices, data) = (i.config.clone(), i.devices.clone(), i.data);
         i.snapshots.push(Snap {
             name: name.to_owned(),
             created_at,
             config,
             devices,
+            data,
         });
         let id = self.begin(server, "Snapshotting instance", at, Work::End(Ok(())), by);
+        self.later(small, crate::operations::Due::Work(server.to_owned(), id.clone()));
+        Ok(id)
+    }
+
+    pub fn remove_snapshot(
+        &mut self,
+        server: &str,
+        at: &InstanceRef,
+        name: &str,
+        by: Option<&str>,
+        what: &str,
+    ) -> Answered<OperationId> {
+        let small = self.host(server, what)?.timing.small;
+        let i = self.inst(server, at, what)?;
+        let there = i.snapshots.len();
+        i.snapshots.retain(|s| s.name != name);
+        if i.snapshots.len() == there {
+            return Err(ServerError::new(FailureKind::NotFound, what, "Snapshot not found"));
+        }
+        if by.is_some() && !name.starts_with("berth-") {
+            self.foreign_snapshot(server, at, name);
+        }
+        let id = self.begin(server, "Deleting snapshot", at, Work::End(Ok(())), by);
         self.later(small, crate::operations::Due::Work(server.to_owned(), id.clone()));
         Ok(id)
     }

@@ -68,6 +68,7 @@ fn accept(source: &Definition, at: &InstanceRef, pull_from: Option<Peer>, refres
         live: false,
         instance_only: false,
         refresh,
+        exclude_older: false,
         pull_from,
     }
 }
@@ -77,6 +78,7 @@ async fn begin_pull(a: &SimServer, b: &SimServer, at: &InstanceRef, refresh: boo
     let offer = OfferRequest {
         live: false,
         instance_only: false,
+        snapshot: None,
         push_to: None,
     };
     let source = Definition::from(&a.instance(&web()).await.unwrap().unwrap().instance);
@@ -380,7 +382,7 @@ async fn a_restricted_project_refuses_the_guard_snapshots_and_the_cloud_init_id(
             FailureKind::Refused
         );
     }
-    assert_eq!(a.snapshot(&at, "s").await.unwrap_err().kind, FailureKind::Refused);
+    assert_eq!(a.snapshot(&at, "s", None).await.unwrap_err().kind, FailureKind::Refused);
 }
 
 #[tokio::test(start_paused = true)]

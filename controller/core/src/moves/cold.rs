@@ -288,6 +288,7 @@ fn transfer(p: &mut Pass<'_>, source: &Copy, definition: crate::model::Definitio
         offer: OfferRequest {
             live: false,
             instance_only,
+            snapshot: None,
             push_to: None,
         },
         accept: AcceptRequest {
@@ -298,6 +299,7 @@ fn transfer(p: &mut Pass<'_>, source: &Copy, definition: crate::model::Definitio
             live: false,
             instance_only,
             refresh: false,
+            exclude_older: false,
             pull_from: None,
         },
     };

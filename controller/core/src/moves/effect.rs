@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use jiff::Timestamp;
+
 use crate::model::{Change, Definition, InstanceRef};
 use crate::server::{AcceptRequest, OfferRequest, OperationId, Relocation};
 
@@ -26,6 +28,10 @@ pub enum EffectKind {
     Guard,
     /// The source under a unique name (name guard).
     Hide,
+    /// A snapshot of the source is taken.
+    Snapshot,
+    /// A snapshot that Berth took is deleted.
+    RemoveSnapshot,
     /// The transfer of all data.
     Transfer,
     /// The copy takes its real name.
@@ -60,6 +66,8 @@ impl EffectKind {
             EffectKind::Stop => "stop the source",
             EffectKind::Guard => "guard the source",
             EffectKind::Hide => "rename the source out of the way",
+            EffectKind::Snapshot => "take a snapshot of the source",
+            EffectKind::RemoveSnapshot => "delete a snapshot",
             EffectKind::Transfer => "transfer the instance",
             EffectKind::Name => "give the copy its name",
             EffectKind::Own => "lift the guard of the target",
@@ -117,6 +125,18 @@ pub enum Request {
     Start {
         /// Resume the saved running state.
         stateful: bool,
+    },
+    /// A snapshot of the disk under a name that only this intent used.
+    Snapshot {
+        /// Its name.
+        name: String,
+        /// When the server is to delete it by itself.
+        expires_at: Option<Timestamp>,
+    },
+    /// Delete a snapshot under a name that only this intent used.
+    RemoveSnapshot {
+        /// Its name.
+        name: String,
     },
     /// Both ends of a transfer, back to back.
     Transfer(Box<Transfer>),
