@@ -54,8 +54,8 @@ fn seconds(d: Duration) -> i64 {
 /// The source's end of a migration.
 pub(crate) fn offer(request: &OfferRequest) -> Value {
     let mut body = match &request.snapshot {
-        // a snapshot has no running state, no snapshots of its own and cannot change meanwhile
-        Some(_) => json!({ "name": "", "migration": true, "live": false }),
+        // LXD 5 insists on a name and does nothing with it
+        Some(name) => json!({ "name": name, "migration": true, "live": false }),
         None => json!({
             "migration": true,
             "live": request.live,
