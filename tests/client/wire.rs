@@ -512,7 +512,10 @@ async fn a_snapshot_is_offered_without_what_only_an_instance_has_and_deleted_by_
         asked.path,
         "/1.0/instances/web-1/snapshots/berth-x%2F..%2Fy?project=shop"
     );
-    assert_eq!(asked.body, json!({"name": "berth-x/../y", "migration": true, "live": false}));
+    assert_eq!(
+        asked.body,
+        json!({"name": "berth-x/../y", "migration": true, "live": false})
+    );
     server.remove_snapshot(&web(), "berth-x").await.unwrap();
     let asked = last(&fake);
     assert_eq!(

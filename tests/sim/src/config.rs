@@ -238,3 +238,32 @@ pub(crate) fn add_hwaddrs(host: &Host, project: &str, i: &mut Inst, mut next: im
         }
     }
 }
+
+/// The pool of the root disk: one that does not exist is silently replaced by that of the profiles.
+pub(crate) fn pool_for(host: &Host, project: &str, i: &mut Inst) -> Result<String, String> {
+    let there = |pool: &str| host.pools.iter().any(|p| p.name == pool);
+    let wanted = i
+        .devices
+        .values()
+        .find(|d| is_root(d))
+        .and_then(|d| d.get("pool"))
+        .cloned();
+    if let Some(pool) = wanted.filter(|p| there(p)) {
+        return Ok(pool);
+    }
+    let profiles = i.profiles.iter().rev().filter_map(|p| host.profile(project, p));
+    let of_profile = profiles
+        .flat_map(|p| p.devices.values())
+        .find(|d| is_root(d))
+        .and_then(|d| d.get("pool"));
+    let only = match host.pools.as_slice() {
+        [one] => Some(&one.name),
+        _ => None,
+    };
+    let pool = of_profile.filter(|p| there(p)).or(only).cloned();
+    let pool = pool.ok_or_else(|| "Can't find a storage pool for the instance to use".to_owned())?;
+    if let Some(root) = i.devices.values_mut().find(|d| is_root(d)) {
+        root.insert("pool".to_owned(), pool.clone());
+    }
+    Ok(pool)
+}
