@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use berth_api::conditions::{READY, RECONCILING, STALLED, find};
+use berth_api::{Condition, InstancePlacementStatus, Method, Outcome, Reason};
 use berth_client::{Observer, RequestRecord};
 use berth_core::records::Record;
 use prometheus_client::encoding::EncodeLabelSet;
@@ -12,15 +14,26 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
+use crate::conditions;
+
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct ByReason {
     reason: String,
+    /// `Ready`, `InProgress`, `Waiting` or `Stalled`, as the conditions say.
+    state: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct ByDrift {
+    drift: String,
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct ByResult {
-    result: String,
+    result: &'static str,
     method: &'static str,
+    /// Why it did not succeed, else `None`.
+    reason: &'static str,
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -65,9 +78,11 @@ const REQUEST: [f64; 10] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 
 pub(crate) struct Metrics {
     registry: Registry,
     placements: Family<ByReason, Gauge>,
+    drifted: Family<ByDrift, Gauge>,
     moves: Family<ByResult, Counter>,
     durations: Family<ByMethod, Histogram, fn() -> Histogram>,
     downtimes: Family<ByMethod, Histogram, fn() -> Histogram>,
+    bytes: Family<ByMethod, Counter>,
     in_flight: Gauge,
     servers: Family<ByServer, Gauge>,
     requests: Family<ByRequest, Histogram, fn() -> Histogram>,
@@ -83,9 +98,11 @@ impl Metrics {
         let mut metrics = Self {
             registry: Registry::default(),
             placements: Family::default(),
+            drifted: Family::default(),
             moves: Family::default(),
             durations: seconds(&DURATION),
             downtimes: seconds(&DOWNTIME),
+            bytes: Family::default(),
             in_flight: Gauge::default(),
             servers: Family::default(),
             requests: Family::new_with_constructor(request),
@@ -98,7 +115,22 @@ impl Metrics {
             "InstancePlacements by the reason of Ready",
             m.placements.clone(),
         );
-        registry.register("moves", "Moves that ended, by result and method", m.moves.clone());
+        registry.register(
+            "placements_drifted",
+            "InstancePlacements whose instance differs from the spec, by what differs",
+            m.drifted.clone(),
+        );
+        registry.register(
+            "moves",
+            "Moves that ended, by result, method and the reason of those that did not succeed",
+            m.moves.clone(),
+        );
+        registry.register_with_unit(
+            "move_transferred",
+            "What moves that ended have sent, as far as the servers told",
+            Unit::Bytes,
+            m.bytes.clone(),
+        );
         registry.register_with_unit(
             "move_duration",
             "From the beginning of a move to its end",
@@ -121,6 +153,12 @@ impl Metrics {
         );
         registry.register("leader", "Whether this process leads", m.leader.clone());
         registry.register("queue_depth", "Objects that wait to be looked at", m.depths.clone());
+        // a counter that begins with the first event hides that event from every rate
+        for method in [Method::Live, Method::Warm, Method::Cold] {
+            let _ = metrics.bytes.get_or_create(&ByMethod {
+                method: method.as_str(),
+            });
+        }
         metrics.registry = registry;
         Arc::new(metrics)
     }
@@ -128,8 +166,12 @@ impl Metrics {
     /// A move has ended.
     pub fn move_finished(&self, record: &Record) {
         let (method, status) = (record.spec.method.as_str(), &record.status);
-        let result = status.outcome().map_or("Unknown", |o| o.as_str()).to_owned();
-        self.moves.get_or_create(&ByResult { result, method }).inc();
+        let (result, reason) = (status.outcome().map_or("Unknown", |o| o.as_str()), why(record));
+        self.moves.get_or_create(&ByResult { result, method, reason }).inc();
+        let sent = status.progress.as_ref().and_then(|p| p.bytes);
+        if let Some(bytes) = sent.and_then(|b| u64::try_from(b).ok()) {
+            self.bytes.get_or_create(&ByMethod { method }).inc_by(bytes);
+        }
         if let (Some(start), Some(end)) = (&status.started_at, &status.finished_at) {
             let took = end.0.duration_since(start.0).as_secs_f64();
             self.durations.get_or_create(&ByMethod { method }).observe(took);
@@ -154,11 +196,17 @@ impl Metrics {
         })
     }
 
-    /// Placements by reason, as they are now.
-    pub fn set_placements(&self, reasons: impl Iterator<Item = String>) {
+    /// Placements as they are now: their states with the reason of Ready, and what differs.
+    pub fn set_placements<'a>(&self, statuses: impl Iterator<Item = &'a InstancePlacementStatus>) {
         self.placements.clear();
-        for reason in reasons {
-            self.placements.get_or_create(&ByReason { reason }).inc();
+        self.drifted.clear();
+        for status in statuses {
+            let reason = conditions::reason(&status.conditions).unwrap_or(Reason::Progressing.as_str());
+            let (reason, state) = (reason.to_owned(), state(&status.conditions));
+            self.placements.get_or_create(&ByReason { reason, state }).inc();
+            for drift in status.drift.iter().cloned() {
+                self.drifted.get_or_create(&ByDrift { drift }).inc();
+            }
         }
     }
 
@@ -192,6 +240,27 @@ impl Metrics {
         let mut text = String::new();
         encode(&mut text, &self.registry)?;
         Ok(text)
+    }
+}
+
+/// Why a move did not succeed: a word of the fixed list, or none.
+fn why(record: &Record) -> &'static str {
+    let status = &record.status;
+    if status.outcome() == Some(Outcome::Succeeded) {
+        return "None";
+    }
+    let undone = status.undo.as_ref().map(|u| u.reason.as_str());
+    let said = undone.or(status.last_error.as_ref().map(|e| e.reason.as_str()));
+    said.and_then(Reason::parse).map_or("None", Reason::as_str)
+}
+
+fn state(all: &[Condition]) -> &'static str {
+    let is = |kind| find(all, kind).is_some_and(|c| c.status == "True");
+    match (is(READY), is(STALLED), is(RECONCILING)) {
+        (true, _, _) => "Ready",
+        (false, true, _) => "Stalled",
+        (false, false, true) => "InProgress",
+        (false, false, false) => "Waiting",
     }
 }
 

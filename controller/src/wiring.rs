@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use berth_api::{InstanceMove, Reason};
+use berth_api::{InstanceMove, InstancePlacementStatus, Reason};
 use berth_engine::{Change, Engine, Happening, Key, Leftover};
 use kube::{Resource, ResourceExt};
 use tokio::sync::broadcast::error::RecvError;
@@ -304,12 +304,8 @@ impl Wiring {
     /// Brings up to date what is counted only when somebody asks.
     pub fn refresh(&self, metrics: &Metrics) {
         let placements = self.store.placements.list(|_| true);
-        let reasons = placements.iter().map(|p| {
-            let conditions = p.status.as_ref().map(|s| s.conditions.as_slice());
-            let reason = crate::conditions::reason(conditions.unwrap_or_default());
-            reason.unwrap_or(Reason::Progressing.as_str()).to_owned()
-        });
-        metrics.set_placements(reasons);
+        let unseen = InstancePlacementStatus::default();
+        metrics.set_placements(placements.iter().map(|p| p.status.as_ref().unwrap_or(&unseen)));
         metrics.set_in_flight(self.store.moves.list(crate::records::is_open).len());
         metrics.set_servers(self.servers.up().into_iter());
         metrics.set_leader(self.store.gate.may_act());

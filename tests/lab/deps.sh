@@ -1,7 +1,7 @@
 # deps.sh - what the lab needs on this machine, and its installation on Debian. Read by lab.sh.
 
 PACKAGES="incus-base incus-client lxd lxd-client btrfs-progs busybox-static dnsmasq-base nftables attr acl rsync squashfs-tools
-  uidmap iproute2 util-linux procps curl openssl e2fsprogs debootstrap"
+  uidmap iproute2 util-linux procps curl openssl e2fsprogs debootstrap prometheus"
 
 what_is_missing() { # one sentence, or nothing
   local p absent=""
