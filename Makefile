@@ -1,13 +1,14 @@
 # The two commands are `make demo` and `make test`; both install what they miss (Debian 12 or 13, as root).
 export PATH := $(HOME)/.cargo/bin:/usr/local/go/bin:$(PATH)
 
-.PHONY: help demo test bench lint deps
+.PHONY: help demo test bench lint deps static
 
 help:
 	@echo "make demo    see a container move between two Incus servers (KEEP=1 leaves everything running)"
 	@echo "make test    all checks and suites; ARGS='--test harness -- word' for some of them"
 	@echo "make bench   moves by Berth beside moves by hand; writes docs/benchmarks.md"
 	@echo "make lint    formatting, clippy, licences"
+	@echo "make static  the program as the image holds it, static and stripped: target/image/berth"
 	@echo "make deps    install what the others need"
 
 demo:
@@ -25,3 +26,12 @@ lint:
 
 deps:
 	@tests/deps.sh
+
+MUSL := $(shell uname -m)-unknown-linux-musl
+static:
+	@command -v musl-gcc >/dev/null || { echo "musl-gcc is missing: apt-get install musl-tools"; exit 1; }
+	@rustup target add --quiet $(MUSL) 2>/dev/null || rustup target add $(MUSL)
+	@CC_$(subst -,_,$(MUSL))=musl-gcc cargo build --quiet --release --package berth --bin berth --target $(MUSL)
+	@mkdir -p target/image && cp target/$(MUSL)/release/berth target/image/berth
+	@! ldd target/image/berth >/dev/null 2>&1 || { echo "target/image/berth is not static"; exit 1; }
+	@du -k target/image/berth | awk '{printf "target/image/berth: %.1f MiB\n", $$1 / 1024}'

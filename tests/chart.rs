@@ -31,7 +31,10 @@ macro_rules! tests {
 tests! {
     the_chart_lints_without_a_warning,
     every_set_of_values_renders_and_is_accepted_by_the_api_server,
+    every_set_of_values_has_the_schema_of_the_api_server,
     values_that_make_no_sense_are_refused_before_anything_is_installed,
+    a_budget_for_disruptions_comes_with_the_second_replica,
+    the_bundle_and_the_kustomize_base_are_made_from_the_chart,
     the_definitions_are_those_of_the_project_and_are_kept_at_an_uninstall,
     the_pod_satisfies_the_restricted_pod_security_standard,
     the_rights_of_the_chart_are_those_that_it_names_and_no_others,
@@ -122,7 +125,11 @@ fn sets_of_values(test: &Test) -> Vec<Value> {
     let account = test.unique("account");
     vec![
         json!({}),
-        json!({"namespaces": [test.namespace()], "trustTokens": {"enabled": true}, "replicas": 2}),
+        json!({
+            "namespaces": [test.namespace()], "trustTokens": {"enabled": true}, "replicas": 2,
+            "networkPolicy": {"enabled": true}, "serviceMonitor": {"enabled": true}, "prometheusRule": {"enabled": true},
+            "dashboard": {"enabled": true},
+        }),
         json!({
             "crds": {"enabled": false}, "rbac": {"create": false}, "service": {"enabled": false},
             "serviceAccount": {"create": false, "name": account},
@@ -142,6 +149,15 @@ fn sets_of_values(test: &Test) -> Vec<Value> {
                 "labelSelector": {"matchLabels": {"app.kubernetes.io/name": "berth"}},
             }],
             "extraArgs": ["--log-format=json"], "extraEnv": [{"name": "A", "value": "b"}],
+            "extraVolumes": [{"name": "ca", "configMap": {"name": "ca"}}],
+            "extraVolumeMounts": [{"name": "ca", "mountPath": "/etc/ssl/certs", "readOnly": true}],
+            "networkPolicy": {
+                "enabled": true, "ingressFrom": [{"namespaceSelector": {"matchLabels": {"a": "b"}}}],
+                "egress": [{"ports": [{"port": 8443, "protocol": "TCP"}], "to": [{"ipBlock": {"cidr": "10.0.0.0/8"}}]}],
+            },
+            "serviceMonitor": {"enabled": true, "interval": "1m", "labels": {"release": "prometheus"}},
+            "prometheusRule": {"enabled": true, "labels": {"release": "prometheus"}},
+            "dashboard": {"enabled": true, "labels": {"grafana": "yes"}},
             "fullnameOverride": test.unique("other"),
         }),
     ]
@@ -154,7 +170,19 @@ async fn the_chart_lints_without_a_warning(test: Test) {
     }
 }
 
+/// The definitions that a ServiceMonitor and a PrometheusRule need, for as long as the API server lives.
+async fn with_monitoring(test: &Test) {
+    let file = root().join("tests/fixtures/monitoring/crds.yaml").display().to_string();
+    for args in [
+        &["apply", "--server-side", "-f", &file][..],
+        &["wait", "--for=condition=established", "--timeout=60s", "-f", &file],
+    ] {
+        test.kube().kubectl(args).await.expect("the definitions are accepted");
+    }
+}
+
 async fn every_set_of_values_renders_and_is_accepted_by_the_api_server(test: Test) {
+    with_monitoring(&test).await;
     for values in sets_of_values(&test) {
         let (text, objects) = render(&test, &values);
         assert_eq!(of_kind(&objects, "Deployment").len(), 1, "{values}");
@@ -173,6 +201,141 @@ async fn every_set_of_values_renders_and_is_accepted_by_the_api_server(test: Tes
     }
 }
 
+/// One schema per kind, made of the API server's own description, in the layout that kubeconform reads.
+async fn write_schemas(test: &Test, folder: &Path) {
+    std::fs::create_dir_all(folder).expect("a folder can be made");
+    let index = test
+        .kube()
+        .kubectl(&["get", "--raw", "/openapi/v3"])
+        .await
+        .expect("an index");
+    let index: Value = serde_json::from_str(&index).expect("the index is JSON");
+    for (path, entry) in index["paths"].as_object().into_iter().flatten() {
+        if !path.starts_with("api") {
+            continue;
+        }
+        let url = entry["serverRelativeURL"].as_str().unwrap_or_default();
+        let text = test
+            .kube()
+            .kubectl(&["get", "--raw", url])
+            .await
+            .expect("a description");
+        let description: Value = serde_json::from_str(&text).expect("the description is JSON");
+        for (name, schema) in description["components"]["schemas"].as_object().into_iter().flatten() {
+            for kind in schema["x-kubernetes-group-version-kind"]
+                .as_array()
+                .into_iter()
+                .flatten()
+            {
+                let word = |key: &str| kind[key].as_str().unwrap_or_default().to_lowercase();
+                // kubeconform calls the group of what has none by its version
+                let group = Some(word("group")).filter(|g| !g.is_empty());
+                let group = group.unwrap_or_else(|| word("version"));
+                let file = format!("{}_{group}_{}.json", word("kind"), word("version"));
+                let mut whole = json!({"$ref": format!("#/components/schemas/{name}")});
+                whole["components"] = description["components"].clone();
+                std::fs::write(folder.join(file), whole.to_string()).expect("a schema can be written");
+            }
+        }
+    }
+}
+
+async fn every_set_of_values_has_the_schema_of_the_api_server(test: Test) {
+    with_monitoring(&test).await;
+    let folder = test.dir().join("schemas");
+    write_schemas(&test, &folder).await;
+    let location = format!(
+        "{}/{{{{.ResourceKind}}}}_{{{{.Group}}}}_{{{{.ResourceAPIVersion}}}}.json",
+        folder.display()
+    );
+    let program = helm()
+        .expect("helm was there a moment ago")
+        .with_file_name("kubeconform");
+    for values in sets_of_values(&test) {
+        let (text, objects) = render(&test, &values);
+        let file = test.dir().join("rendered.yaml");
+        std::fs::write(&file, &text).expect("the rendered text can be written");
+        let mut command = Command::new(&program);
+        command
+            .args(["-summary", "-output", "json", "-schema-location", &location])
+            .arg(&file);
+        let output = command.output().expect("kubeconform runs");
+        let summary: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{}", said(&output)));
+        assert!(output.status.success(), "{values}: {}", said(&output));
+        assert_eq!(
+            summary["summary"]["valid"],
+            objects.len(),
+            "{values}: all were checked: {summary}"
+        );
+    }
+}
+
+async fn a_budget_for_disruptions_comes_with_the_second_replica(test: Test) {
+    for (replicas, budgets) in [(0, 0), (1, 0), (2, 1)] {
+        let (_, objects) = render(&test, &json!({"replicas": replicas}));
+        assert_eq!(
+            of_kind(&objects, "PodDisruptionBudget").len(),
+            budgets,
+            "{replicas} replicas"
+        );
+    }
+}
+
+/// What `kubectl apply` needs when nobody uses helm: the namespace, and all that the chart renders by default.
+async fn the_bundle_and_the_kustomize_base_are_made_from_the_chart(test: Test) {
+    let args = ["template", "berth", "--namespace", "berth-system"];
+    let output = run_helm(&test, &args, &json!({"crds": {"enabled": false}}));
+    assert!(output.status.success(), "{}", said(&output));
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let of_helm = ["helm.sh/", "app.kubernetes.io/managed-by: Helm", "# Source: "];
+    let lines = text
+        .lines()
+        .filter(|line| !of_helm.iter().any(|word| line.contains(word)));
+    let head = "# Made from the chart by `UPDATE=1 tests/run.sh --test chart -- bundle`. Do not edit.\n\
+        apiVersion: v1\nkind: Namespace\nmetadata:\n  name: berth-system\n  labels: {pod-security.kubernetes.io/enforce: restricted}\n";
+    let bundle = lines.fold(head.to_owned(), |bundle, line| bundle + line.trim_end() + "\n");
+    let file = root().join("charts/kustomize/berth.yaml");
+    if std::env::var_os("UPDATE").is_some_and(|update| update == "1") {
+        std::fs::write(&file, &bundle).expect("the bundle can be written");
+    }
+    let stored = std::fs::read_to_string(&file).unwrap_or_default();
+    assert!(
+        stored == bundle,
+        "{} is not up to date: UPDATE=1 tests/run.sh --test chart -- bundle",
+        file.display()
+    );
+    let folder = root().join("charts").display().to_string();
+    let built = test
+        .kube()
+        .kubectl(&["kustomize", &folder])
+        .await
+        .expect("the base is a base");
+    let kinds = |text: &str| text.lines().filter(|line| line.starts_with("kind: ")).count();
+    assert_eq!(
+        kinds(&built),
+        kinds(&bundle) + berth_api::crds().len(),
+        "the base has all of it"
+    );
+    let create = test.kube().kubectl(&["create", "namespace", "berth-system"]).await;
+    create.expect("the namespace can be created");
+    let args = [
+        "apply",
+        "--server-side",
+        "--force-conflicts",
+        "--dry-run=server",
+        "--validate=strict",
+        "-f",
+        "-",
+    ];
+    let applied = test.kube().kubectl_with_input(&args, &built).await;
+    let delete = ["delete", "namespace", "berth-system", "--wait=false"];
+    test.kube()
+        .kubectl(&delete)
+        .await
+        .expect("the namespace can be deleted");
+    applied.unwrap_or_else(|error| panic!("the base: {error}"));
+}
+
 async fn values_that_make_no_sense_are_refused_before_anything_is_installed(test: Test) {
     for (values, named) in [
         (json!({"replicas": "two"}), "replicas"),
@@ -183,6 +346,11 @@ async fn values_that_make_no_sense_are_refused_before_anything_is_installed(test
         (json!({"crd": {"enabled": true}}), "crd"),
         (json!({"service": {"port": 0}}), "port"),
         (json!({"logFormat": "xml"}), "logFormat"),
+        (json!({"serviceMonitor": {"interval": "often"}}), "interval"),
+        (
+            json!({"serviceMonitor": {"enabled": true}, "service": {"enabled": false}}),
+            "service.enabled",
+        ),
     ] {
         let output = run_helm(&test, &["template", "x"], &values);
         assert!(!output.status.success(), "{values} is accepted");
