@@ -111,6 +111,41 @@ fn some() -> Vec<Scenario> {
         .collect()
 }
 
+/// Moves inside a server.
+fn inside() -> Vec<Scenario> {
+    Scenario::all().into_iter().filter(|s| s.inside.is_some()).collect()
+}
+
+#[test]
+fn a_daemon_that_dies_at_any_moment_of_a_move_inside_it_leaves_one_instance_or_both_and_says_so() {
+    let mut table = Table::new("interrupted daemons");
+    for scenario in inside() {
+        let writes = Case::undisturbed(&scenario).run().writes.0;
+        for nth in 0..writes {
+            // a change of all things takes some five phases
+            for pause in (0..=1200).step_by(if full() { 20 } else { 60 }) {
+                let case = Case::disturbed(&scenario, move |world, w| {
+                    if w.controller == "c1" && w.nth == nth {
+                        world.after(Duration::from_millis(pause), |w| w.daemon_restart("a"));
+                    }
+                    None
+                });
+                let report = case.run();
+                let what = format!("{}, restart {pause} ms after write {nth}", scenario.name);
+                let both = report.outcome == "NeedsAttention" && report.instances.len() == 2;
+                let right = report.is_settled() && (report.outcome == "Succeeded" || both);
+                table.case(
+                    &what,
+                    &report,
+                    right,
+                    "one instance at its target, or both and a person is told",
+                );
+            }
+        }
+    }
+    table.finish();
+}
+
 /// A scenario cancelled before every write that the undisturbed move makes.
 fn cancellations(scenario: &Scenario) -> Vec<Scenario> {
     let writes = Case::undisturbed(scenario).run().writes.0;

@@ -11,6 +11,25 @@ use berth_sim::{Guest, InstanceOptions, Options, Timing, World};
 pub const NAMESPACE: &str = "shop";
 pub const MOVE: &str = "web-1-x7k2p";
 
+/// The place that is asked for on the same server.
+#[derive(Clone, Copy)]
+pub struct Inside {
+    pub member: &'static str,
+    pub pool: &'static str,
+    pub project: &'static str,
+    pub name: &'static str,
+}
+
+impl Inside {
+    /// Where every instance of a cluster begins here.
+    const HERE: Inside = Inside {
+        member: "m1",
+        pool: "default",
+        project: "default",
+        name: "web-1",
+    };
+}
+
 /// One kind of move.
 #[derive(Clone)]
 pub struct Scenario {
@@ -22,8 +41,8 @@ pub struct Scenario {
     pub power_after: Power,
     /// The project, which is restricted unless it is `default`.
     pub project: String,
-    /// Inside a cluster: the member, pool and project that are asked for.
-    pub inside: Option<(&'static str, &'static str)>,
+    /// Inside a cluster: what is asked for.
+    pub inside: Option<Inside>,
     /// Before which write of the first controller the move is cancelled.
     pub cancel_before: Option<u64>,
     pub stop: Stop,
@@ -115,17 +134,34 @@ impl Scenario {
 
     fn inside() -> Vec<Self> {
         let (incus, lxd) = (Self::pull(Product::Incus), Self::pull(Product::Lxd));
-        let inside = |s: &mut Self, member, pool| {
-            s.inside = Some((member, pool));
+        let inside = |s: &mut Self, place| {
+            s.inside = Some(place);
             s.transfer = Transfer::Internal;
             s.guard = pair(GuardKind::None);
         };
+        let member = Inside {
+            member: "m2",
+            ..Inside::HERE
+        };
+        let pool = Inside {
+            pool: "nvme",
+            ..Inside::HERE
+        };
+        let all = Inside {
+            member: "m2",
+            pool: "nvme",
+            project: "shop",
+            name: "shop-1",
+        };
         vec![
-            incus.with("inside, member", |s| inside(s, "m2", "default")),
-            lxd.with("inside, member", |s| inside(s, "m2", "default")),
-            incus.with("inside, pool", |s| inside(s, "m1", "nvme")),
+            incus.with("inside, member", |s| inside(s, member)),
+            lxd.with("inside, member", |s| inside(s, member)),
+            incus.with("inside, pool", |s| inside(s, pool)),
+            lxd.with("inside, pool", |s| inside(s, pool)),
+            incus.with("inside, all at once", |s| inside(s, all)),
+            lxd.with("inside, one after the other", |s| inside(s, all)),
             lxd.with("inside, member, stopped", |s| {
-                inside(s, "m2", "default");
+                inside(s, member);
                 s.stopped();
             }),
         ]
@@ -167,7 +203,7 @@ impl Scenario {
         let world = World::new();
         let options = || {
             let members: &[&str] = if self.inside.is_some() { &["m1", "m2"] } else { &[] };
-            let mut options = Options::cluster(members).pool("nvme", "zfs");
+            let mut options = Options::cluster(members).pool("nvme", "zfs").project("shop", &[]);
             if self.slow {
                 options = options.timing(slow());
             }
@@ -201,7 +237,11 @@ impl Scenario {
             ..end("a", i.member.as_deref(), "default")
         };
         let to = match self.inside {
-            Some((member, pool)) => end("a", Some(member), pool),
+            Some(inside) => MoveEnd {
+                project: inside.project.to_owned(),
+                name: inside.name.to_owned(),
+                ..end("a", Some(inside.member), inside.pool)
+            },
             None => end("b", None, "nvme"),
         };
         Record {
@@ -231,6 +271,7 @@ impl Scenario {
                 live: None,
                 timeout: None,
                 overrides: Overrides::default(),
+                dropped: Vec::new(),
                 keep_source: GoDuration::from_secs(0),
                 cancel: false,
             },

@@ -36,7 +36,7 @@ impl Report {
         let found = self
             .instances
             .iter()
-            .any(|i| i.contains("/web-1 ") && i.contains("newest data"));
+            .any(|i| (i.contains("/web-1 ") || i.contains("/shop-1 ")) && i.contains("newest data"));
         self.has_ended() && found && self.breach.is_none()
     }
 

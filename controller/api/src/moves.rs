@@ -44,8 +44,8 @@ use crate::{
         .message("the spec of an InstanceMove is the plan that was decided and cannot be changed, but for cancel: change the InstancePlacement"),
     validation = Rule::new(schema::same(&["from", "to"]))
         .message("from and to of an InstanceMove cannot be changed: change spec.target of the InstancePlacement"),
-    validation = Rule::new(schema::same_optional(&["overrides"]))
-        .message("overrides of an InstanceMove cannot be changed: change those of the InstancePlacement"),
+    validation = Rule::new(schema::same_optional(&["overrides", "dropped"]))
+        .message("overrides and dropped of an InstanceMove cannot be changed: change the overrides of the InstancePlacement"),
     validation = Rule::new("!(has(oldSelf.cancel) && oldSelf.cancel) || (has(self.cancel) && self.cancel)")
         .message("cancel cannot be taken back: to move after all change the InstancePlacement or set its annotation reconcile.fluxcd.io/requestedAt"),
 )]
@@ -101,6 +101,10 @@ pub struct InstanceMoveSpec {
     /// Changes to the configuration, resolved.
     #[serde(default, skip_serializing_if = "Overrides::is_empty")]
     pub overrides: Overrides,
+    /// Configuration keys that the target does not know: they are left out.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "schema::texts")]
+    pub dropped: Vec<String>,
     /// How long the stopped source is kept.
     #[serde(default, skip_serializing_if = "GoDuration::is_zero")]
     #[schemars(extend("default" = "0s"))]
@@ -257,6 +261,10 @@ pub struct InstanceMoveStatus {
     /// Why it is being, or was, undone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub undo: Option<UndoCause>,
+    /// A configuration key that the target turned out not to know; the next attempt leaves it out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 253))]
+    pub refused_key: Option<String>,
     /// The last error, with the way to mend it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_error: Option<MoveError>,

@@ -143,6 +143,10 @@ reasons! {
     SnapshotsCannotTravel => Stalled,
     /// The target's pool has too little space.
     InsufficientSpace => Stalled,
+    /// A disk attaches a custom volume that the target does not have.
+    VolumeNotFound => Stalled,
+    /// The instance has backups, and a server does not move one that has.
+    BackupsInTheWay => Stalled,
     /// A device belongs to the host it is on.
     HostDevice => Stalled,
     /// The project's restrictions refuse the instance.

@@ -61,6 +61,25 @@ impl Server for HttpServer {
         Ok(SnapshotWire::into_models(self.list(&call).await?))
     }
 
+    async fn backups(&self, at: &InstanceRef) -> Result<Vec<String>> {
+        let call = Call::get(
+            RequestClass::Instance,
+            path::instance(at, "/backups"),
+            format!("list the backups of {at}"),
+        );
+        Ok(names(self.list(&call).await?))
+    }
+
+    async fn volumes(&self, pool: &str, project: &str) -> Result<Vec<String>> {
+        let path = format!("/1.0/storage-pools/{}/volumes/custom", path::encode(pool));
+        let call = Call::get(
+            RequestClass::Facts,
+            path::with_query(path, "project", project),
+            format!("list the volumes of pool {pool}"),
+        );
+        Ok(names(self.list(&call).await?))
+    }
+
     async fn operations(&self) -> Result<Vec<Operation>> {
         self.running_operations().await
     }
@@ -205,6 +224,11 @@ impl Server for HttpServer {
     async fn events(&self) -> Result<BoxStream<'static, ServerEvent>> {
         self.subscribe().await
     }
+}
+
+/// The last part of each address in a list of them.
+fn names(addresses: Vec<String>) -> Vec<String> {
+    addresses.iter().filter_map(|a| path::last_segment(a)).collect()
 }
 
 impl HttpServer {

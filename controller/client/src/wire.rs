@@ -119,6 +119,8 @@ pub(crate) struct SnapshotWire {
     created_at: String,
     #[serde(default, deserialize_with = "nullable")]
     expires_at: String,
+    #[serde(default, deserialize_with = "nullable")]
+    config: Config,
 }
 
 impl SnapshotWire {
@@ -136,6 +138,7 @@ impl SnapshotWire {
             created_at: self.created_at,
             // the servers write "never" as the year 1
             expires_at: Some(self.expires_at).filter(|e| !e.is_empty() && !e.starts_with("0001-")),
+            config: self.config,
         }
     }
 }

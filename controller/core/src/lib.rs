@@ -9,4 +9,5 @@ pub mod plan;
 pub mod records;
 pub mod server;
 pub mod status;
+pub mod travel;
 pub mod windows;

@@ -456,6 +456,17 @@ impl Instance {
             .map(|(n, d)| (n.as_str(), d))
     }
 
+    /// The custom volumes that its own devices attach: name of the device, pool, name of the volume.
+    pub fn attached_volumes(&self) -> impl Iterator<Item = (&str, &str, &str)> {
+        self.devices.iter().filter_map(|(name, d)| {
+            let value = |key: &str| d.get(key).map_or("", String::as_str);
+            let (pool, source) = (value("pool"), value("source"));
+            let attached = value("type") == "disk" && !pool.is_empty() && !source.is_empty();
+            // a path below the volume may follow its name
+            attached.then(|| (name.as_str(), pool, source.split('/').next().unwrap_or(source)))
+        })
+    }
+
     /// Whether any part of the guest may be executing.
     pub fn may_run(&self) -> bool {
         self.power != Power::Stopped
@@ -480,6 +491,19 @@ pub struct Snapshot {
     pub created_at: String,
     /// When the server will delete it, if it will.
     pub expires_at: Option<String>,
+    /// Its own configuration: it travels inside the stream, and the target must know every key.
+    pub config: Config,
+}
+
+/// What belongs to an instance and no list shows: read only while a move of it is planned.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Contents {
+    /// Its snapshots, oldest first.
+    pub snapshots: Vec<Snapshot>,
+    /// Names of its backups on the server.
+    pub backups: Vec<String>,
+    /// The custom volumes of the target, as pool and name, for the pools that its disks name.
+    pub volumes: BTreeSet<(String, String)>,
 }
 
 /// What can be written to an instance, whole: the body of a `PUT`.

@@ -240,6 +240,10 @@ pub trait Server: Send + Sync {
     async fn instance(&self, at: &InstanceRef) -> Result<Option<Fresh>>;
     /// The snapshots of one instance, oldest first.
     async fn snapshots(&self, at: &InstanceRef) -> Result<Vec<Snapshot>>;
+    /// Names of the backups of one instance that the server keeps.
+    async fn backups(&self, at: &InstanceRef) -> Result<Vec<String>>;
+    /// Names of the custom volumes of a pool that a project sees.
+    async fn volumes(&self, pool: &str, project: &str) -> Result<Vec<String>>;
     /// The operations that run now.
     async fn operations(&self) -> Result<Vec<Operation>>;
     /// Merges `change` into the instance if its entity tag still is `etag`.

@@ -307,6 +307,9 @@ impl Driver {
             End::Source => Vec::new(),
             End::Target => strays(record, &reached.instances),
         };
+        let mut reads = reads.to_vec();
+        reads.extend(leftovers(record, &reached.instances, &reads));
+        let reads = reads.as_slice();
         let read = read_all(server.as_ref(), end, reads);
         match try_join(read, confirmed(server.as_ref(), record, suspected)).await {
             Ok(((copies, operations), strays)) => {
@@ -407,6 +410,23 @@ async fn read_copy(server: &dyn Server, at: &InstanceRef, snapshots: bool) -> Re
         fresh,
         snapshots: list?,
     }))
+}
+
+/// Where else the instance is on a server that moves it itself: under a name of the server's own, if it was interrupted.
+fn leftovers(record: &Record, instances: &Inventory, known: &[Read]) -> Vec<Read> {
+    let uuid = record.spec.from.uuid.as_deref().filter(|_| moves::is_internal(record));
+    let asked = |at: &InstanceRef| {
+        known
+            .iter()
+            .any(|r| matches!(r, Read::Instance { at: k, .. } if k == at))
+    };
+    let others = uuid.into_iter().flat_map(|uuid| instances.by_uuid(uuid));
+    let read = others.filter(|i| !asked(&i.at)).map(|i| Read::Instance {
+        end: End::Source,
+        at: i.at.clone(),
+        snapshots: false,
+    });
+    read.collect()
 }
 
 /// Copies that late requests made under names that the record no longer uses. Only looked for where they are removed.

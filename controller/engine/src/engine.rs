@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use berth_api::{InstanceMoveSpec, InstanceMoveStatus, InstancePlacementStatus, Reason};
+use berth_core::model::Contents;
 use berth_core::moves::Wish;
 use berth_core::plan::{self, Decision, Desired, ServerView, Verdict, World};
 use berth_core::records::{Record, RecordError, Records};
@@ -242,7 +243,7 @@ impl Engine {
                     look_again,
                 });
             }
-            let verdict = self.plan(&key, &desired);
+            let verdict = self.plan_with_contents(&key, &desired).await;
             if let Decision::Move(spec) = &verdict.decision {
                 if let Some(record) = self.create(&desired, spec).await? {
                     events.push(happenings::begun(&record));
@@ -382,8 +383,10 @@ impl Engine {
     }
 
     /// What to do about a placement without a move in the way. If that is a move, its slots are taken.
-    pub(crate) fn plan(&self, key: &Key, desired: &Desired) -> Verdict {
+    pub(crate) fn plan(&self, key: &Key, desired: &Desired, contents: Option<Contents>) -> Verdict {
         let now = self.env.now();
+        // the plan without the contents may have taken slots
+        self.book.unreserve(&desired.uid);
         let mut usage = self.book.usage(now);
         let mut world = World {
             servers: self.registry.views(&desired.namespace, &usage),
@@ -396,6 +399,7 @@ impl Engine {
                 .chain(self.book.last_of(&desired.uid))
                 .collect(),
             open_moves: self.book.open_names(),
+            contents,
         };
         let located = plan::locate(desired, &world);
         if let Some(located) = &located {

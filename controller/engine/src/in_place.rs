@@ -98,7 +98,7 @@ impl Engine {
         match standing {
             Standing::Busy(after) => (verdict, Some(after)),
             Standing::Done => {
-                verdict = self.plan(key, desired);
+                verdict = self.plan(key, desired, None);
                 let settled = matches!(verdict.decision, Decision::InSync);
                 (verdict, (!settled).then_some(SOON))
             }
@@ -125,7 +125,7 @@ impl Engine {
     ) -> (Verdict, Option<Duration>) {
         let message = match self.try_repair(desired, located).await {
             Ok(true) => {
-                verdict = self.plan(key, desired);
+                verdict = self.plan(key, desired, None);
                 let settled = matches!(verdict.decision, Decision::InSync);
                 return (verdict, (!settled).then_some(SOON));
             }

@@ -21,6 +21,7 @@
 #![deny(missing_docs)]
 
 mod book;
+mod contents;
 pub mod drive;
 mod engine;
 mod happenings;

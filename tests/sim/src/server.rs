@@ -123,6 +123,14 @@ impl Server for SimServer {
         found.ok_or_else(|| ServerError::new(FailureKind::NotFound, attempted(), "Instance not found"))
     }
 
+    async fn backups(&self, _: &InstanceRef) -> Result<Vec<String>> {
+        self.read("backups", |_| Vec::new()).await
+    }
+
+    async fn volumes(&self, _: &str, _: &str) -> Result<Vec<String>> {
+        self.read("volumes", |_| Vec::new()).await
+    }
+
     async fn operations(&self) -> Result<Vec<Operation>> {
         let running = |h: &Host| {
             let running = h

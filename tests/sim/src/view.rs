@@ -47,6 +47,7 @@ pub(crate) fn snapshots(i: &Inst) -> Vec<Snapshot> {
         name: s.name.clone(),
         created_at: s.created_at.to_string(),
         expires_at: None,
+        config: s.config.clone(),
     };
     i.snapshots.iter().map(seen).collect()
 }

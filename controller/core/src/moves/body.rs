@@ -8,9 +8,11 @@ use crate::model::{Change, Config, Definition, Device, Instance, ServerFacts};
 
 /// Whether a key belongs to the server that holds the instance and must not travel (fact sheet 4).
 fn stays_behind(key: &str) -> bool {
-    const KEYS: [&str; 6] = [
+    const KEYS: [&str; 8] = [
         "volatile.last_state.power",
         "volatile.last_state.ready",
+        "volatile.last_state.agent",
+        "volatile.last_state.agent.once",
         "volatile.evacuate.origin",
         "volatile.cluster.group",
         "volatile.rebalance.last_move",
@@ -32,7 +34,7 @@ pub fn incoming_definition(
     let mut definition = Definition::from(source);
     definition
         .config
-        .retain(|k, _| !stays_behind(k) && k != marks::PROTECTION_START);
+        .retain(|k, _| !stays_behind(k) && k != marks::PROTECTION_START && !spec.dropped.contains(k));
     definition.devices.remove(marks::GUARD);
     definition.ephemeral = false;
     apply_overrides(&mut definition, &spec.overrides, source);

@@ -330,6 +330,7 @@ fn transfer_failed(p: &mut Pass<'_>, e: &ServerError) -> Transition {
         );
         return p.undo(Reason::InsufficientSpace, message, Some(fix));
     }
+    p.record.status.refused_key = crate::travel::refused_key(&e.message).map(str::to_owned);
     let reason = match e.kind {
         FailureKind::AlreadyExists => Reason::NameTaken,
         FailureKind::Unreachable | FailureKind::Unknown => Reason::ServerUnreachable,

@@ -84,7 +84,7 @@ fn owner(p: &Pass<'_>, target: &Copy) -> Definition {
     definition
         .config
         .extend(marks::marks(&p.record.name, Role::Owner, p.record.spec.attempt));
-    restore_keys(p, &mut definition);
+    restore_keys(p, &mut definition, End::Target);
     if let Some(value) = p.record.spec.overrides.config.get(marks::AUTOSTART) {
         definition.config.insert(marks::AUTOSTART.to_owned(), value.clone());
     }
@@ -92,9 +92,10 @@ fn owner(p: &Pass<'_>, target: &Copy) -> Definition {
 }
 
 /// Puts back the keys that Berth changes on any instance that it moves.
-pub(super) fn restore_keys(p: &Pass<'_>, definition: &mut Definition) {
+pub(super) fn restore_keys(p: &Pass<'_>, definition: &mut Definition, at: End) {
     for key in [marks::AUTOSTART, marks::PROTECTION_DELETE, marks::PROTECTION_START] {
         match p.kept(key) {
+            Some(Some(_)) if at == End::Target && p.record.spec.dropped.iter().any(|k| k == key) => None,
             Some(Some(value)) => definition.config.insert(key.to_owned(), value.to_owned()),
             Some(None) => definition.config.remove(key),
             None => None,

@@ -3,13 +3,13 @@
 
 use std::time::Duration;
 
-use berth_api::{MicroTime, Outcome as MoveOutcome, Power as AfterPower, Reason, Step};
+use berth_api::{MicroTime, Outcome as MoveOutcome, Power as AfterPower, Reason, Snapshots, Step};
 
 use super::cold::{self, stop_source};
 use super::effect::{EffectKind, End, Request};
 use super::finish::{put_back_cloud_init, start_failed, started_now, unmark};
 use super::pass::{Pass, Transition};
-use super::view::{Copy, EndView};
+use super::view::{EndView, source_places};
 use crate::model::{Capability, Instance, InstanceRef, Power, ServerFacts};
 use crate::server::Relocation;
 
@@ -60,11 +60,16 @@ fn committed(p: &mut Pass<'_>) -> Transition {
     let EndView::Reachable { facts, operations, .. } = &p.view.source else {
         return p.wait(POLL);
     };
-    let Some(here) = found(p) else { return lost(p) };
-    let i = &here.fresh.instance;
-    if operations.iter().any(|o| o.instances.contains(&i.at)) {
+    let places: Vec<InstanceRef> = p.everywhere().map(|c| c.fresh.instance.at.clone()).collect();
+    let about_it = |at: &InstanceRef| places.contains(at) || source_places(&p.record).contains(at);
+    if operations.iter().any(|o| o.instances.iter().any(about_it)) {
         return p.wait(POLL);
     }
+    if let [one, other, ..] = places.as_slice() {
+        return twice(p, one, other);
+    }
+    let Some(here) = p.source() else { return lost(p) };
+    let i = &here.fresh.instance;
     if let Some(to) = remaining(p, facts, i) {
         if let Some(e) = p.failed(EffectKind::Relocate) {
             let message = e.to_string();
@@ -103,7 +108,7 @@ fn started(p: &mut Pass<'_>) -> Transition {
     if let Some(t) = p.wait_for_end(&view.source) {
         return t;
     }
-    if let Some(here) = found(p) {
+    if let Some(here) = p.source() {
         if let Some(t) = unmark(p, here, End::Source) {
             return t;
         }
@@ -128,28 +133,11 @@ fn started(p: &mut Pass<'_>) -> Transition {
     p.finish(MoveOutcome::Succeeded)
 }
 
-/// The instance, under its old or its new project and name.
-fn found<'a>(p: &Pass<'a>) -> Option<&'a Copy> {
-    let (from, to) = (&p.record.spec.from, &p.record.spec.to);
-    [
-        InstanceRef::new(&to.project, &to.name),
-        InstanceRef::new(&from.project, &from.name),
-    ]
-    .iter()
-    .find_map(|at| {
-        p.view
-            .source
-            .copy(at)
-            .filter(|c| c.fresh.instance.uuid() == from.uuid.as_deref())
-    })
-    .or_else(|| p.source())
-}
-
-/// What is still to be changed; all at once where the server can combine, else one thing after the other.
+/// What is still to be changed; all at once where the server can combine, else in as few requests as it allows.
 fn remaining(p: &Pass<'_>, facts: &ServerFacts, i: &Instance) -> Option<Relocation> {
     let to = &p.record.spec.to;
     let wanted = |want: Option<&String>, have: Option<&str>| want.filter(|w| have != Some(w.as_str())).cloned();
-    let whole = Relocation {
+    let mut next = Relocation {
         member: wanted(to.member.as_ref(), i.member.as_deref()),
         pool: wanted(to.pool.as_ref(), i.root_pool()),
         project: (to.project != i.at.project).then(|| to.project.clone()),
@@ -157,40 +145,42 @@ fn remaining(p: &Pass<'_>, facts: &ServerFacts, i: &Instance) -> Option<Relocati
         live: false,
         instance_only: false,
     };
-    if whole == Relocation::default() {
+    if next == Relocation::default() {
         return None;
     }
-    if facts.can(Capability::MoveConfig) {
-        return Some(whole);
+    if !facts.can(Capability::MoveConfig) {
+        // LXD 5.0 looks at the first of these only, and ignores the others; a new name goes with either of the first two
+        if next.pool.is_some() {
+            (next.project, next.member) = (None, None);
+        } else if next.project.is_some() {
+            next.member = None;
+        } else if next.member.is_some() {
+            next.name = None;
+        }
     }
-    let Relocation {
-        member,
-        pool,
-        project,
-        name,
-        ..
-    } = whole;
-    Some(match (pool, project, member, name) {
-        (Some(pool), ..) => Relocation {
-            pool: Some(pool),
-            ..Default::default()
-        },
-        (None, Some(project), ..) => Relocation {
-            project: Some(project),
-            ..Default::default()
-        },
-        (None, None, Some(member), _) => Relocation {
-            member: Some(member),
-            ..Default::default()
-        },
-        (None, None, None, name) => Relocation {
-            name,
-            ..Default::default()
-        },
-    })
+    // only a change of the volume can leave snapshots behind: a member alone takes them along whatever it is told
+    let new_volume = next.pool.is_some() || next.project.is_some();
+    next.instance_only = new_volume && p.record.spec.snapshots == Snapshots::Exclude;
+    Some(next)
 }
 
-/// A daemon that died between deleting and renaming leaves the instance under `move-of-…` (fact sheet 3.2).
+/// A daemon that died between the copy and the end of the deletion leaves both. Which one is whole cannot be seen.
+fn twice(p: &mut Pass<'_>, one: &InstanceRef, other: &InstanceRef) -> Transition {
+    let cli = match &p.view.source {
+        EndView::Reachable { facts, .. } => facts.product.cli(),
+        EndView::Unreachable { .. } => "incus",
+    };
+    let server = &p.record.spec.from.server;
+    let message =
+        format!("{server} was interrupted while it moved the instance, which is there as {one} and as {other} now");
+    let fix = format!(
+        "look which of both is whole, delete the other one ({cli} delete --project PROJECT NAME), and give the one that stays its name ({cli} rename)"
+    );
+    p.note(Reason::NeedsAttention, message, Some(fix));
+    p.finish(MoveOutcome::NeedsAttention)
+}
+
+/// Nowhere on the server, under no name: it may have been asked too early after its start.
 fn lost(p: &mut Pass<'_>) -> Transition {
     let from = &p.record.spec.from;
     let message = format!(

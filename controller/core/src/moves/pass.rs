@@ -258,6 +258,20 @@ impl<'a> Pass<'a> {
         source_places(&self.record)
             .iter()
             .find_map(|at| self.ours(&self.view.source, at))
+            .or_else(|| self.everywhere().next())
+    }
+
+    /// Every instance with the uuid on a server that moves it itself: a daemon that dies while it does can leave it under
+    /// a name of its own (`move-of-…`), beside the former one or alone.
+    pub fn everywhere(&self) -> impl Iterator<Item = &'a Copy> {
+        let copies = match &self.view.source {
+            EndView::Reachable { copies, .. } if super::is_internal(&self.record) => copies.as_slice(),
+            EndView::Reachable { .. } | EndView::Unreachable { .. } => &[],
+        };
+        let uuid = self.record.spec.from.uuid.clone().unwrap_or_default();
+        copies
+            .iter()
+            .filter(move |c| c.fresh.instance.uuid() == Some(uuid.as_str()))
     }
 
     /// The copy on the target's side, wherever it is now.

@@ -111,7 +111,7 @@ fn restore_stopped(p: &mut Pass<'_>, source: &Copy) -> Option<Transition> {
     }
     let mut definition = Definition::from(i);
     marks::strip(&mut definition, p.record.spec.guard.source);
-    restore_keys(p, &mut definition);
+    restore_keys(p, &mut definition, End::Source);
     // an ephemeral instance that is stopped would be deleted by its next stop only, so it is safe to say so again
     let etag = source.fresh.etag.clone();
     Some(p.ask(
@@ -130,7 +130,7 @@ fn restore_running(p: &mut Pass<'_>, source: &Copy) -> Option<Transition> {
     if guarded {
         let mut definition = Definition::from(i);
         marks::strip(&mut definition, p.record.spec.guard.source);
-        restore_keys(p, &mut definition);
+        restore_keys(p, &mut definition, End::Source);
         if let Some(t) = p.retry_after_failure(EffectKind::Restore) {
             return Some(t);
         }

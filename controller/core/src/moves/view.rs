@@ -146,8 +146,21 @@ pub enum Read {
 
 /// Where the record's instances are looked for.
 pub fn source_places(record: &Record) -> Vec<InstanceRef> {
-    let from = &record.spec.from;
+    let (from, to) = (&record.spec.from, &record.spec.to);
     let mut places = vec![InstanceRef::new(&from.project, &from.name)];
+    if super::is_internal(record) {
+        // a server that combines several changes makes them one after the other
+        for (project, name) in [
+            (&to.project, &to.name),
+            (&from.project, &to.name),
+            (&to.project, &from.name),
+        ] {
+            let at = InstanceRef::new(project, name);
+            if !places.contains(&at) {
+                places.push(at);
+            }
+        }
+    }
     let retired = record.status.names.as_ref().and_then(|n| n.retired.as_ref());
     places.extend(retired.map(|n| InstanceRef::new(&from.project, n)));
     places
@@ -175,14 +188,6 @@ pub fn reads(record: &Record) -> Vec<Read> {
         })
         .collect();
     if super::is_internal(record) {
-        let to = InstanceRef::new(&record.spec.to.project, &record.spec.to.name);
-        if !source_places(record).contains(&to) {
-            reads.push(Read::Instance {
-                end: End::Source,
-                at: to,
-                snapshots: false,
-            });
-        }
         reads.push(Read::Operations(End::Source));
         return reads;
     }

@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 
 use super::methods::{self, Case, Choice};
 use super::world::{Desired, Located, World};
-use super::{Blocker, gate, preflight};
+use super::{Blocker, dropped, gate, preflight};
 use crate::model::{Capability, InstanceKind, ServerFacts};
 
 pub(super) struct Built {
@@ -42,6 +42,7 @@ pub(super) fn build(desired: &Desired, located: &Located, world: &World, facts: 
         transfer,
     };
     let Choice { method, rejected } = methods::choose(&case, &mut blockers);
+    let dropped = dropped::dropped(&case, world, &mut blockers);
     let guard = guards(desired, located, world, &to, internal, &mut blockers);
     let end = |location: &Location, fingerprint: &str| MoveEnd::new(location, fingerprint);
     let mut spec = InstanceMoveSpec {
@@ -68,6 +69,7 @@ pub(super) fn build(desired: &Desired, located: &Located, world: &World, facts: 
         stop: desired.spec.stop,
         timeout: Some(desired.spec.timeout),
         overrides: desired.spec.overrides.clone(),
+        dropped: dropped.keys,
         keep_source: desired.spec.keep_source,
         attempt: 0,
         plan_digest: String::new(),
@@ -85,7 +87,7 @@ pub(super) fn build(desired: &Desired, located: &Located, world: &World, facts: 
         to: Some(to),
         estimate: None,
         rejected,
-        dropped: Vec::new(),
+        dropped: dropped.shown,
         blockers: blockers.iter().map(shown).collect(),
     };
     Built { spec, plan, blockers }
@@ -206,6 +208,7 @@ struct Digested<'a> {
     to: Location,
     snapshots: berth_api::Snapshots,
     overrides: &'a berth_api::Overrides,
+    dropped: &'a [String],
     power_after: berth_api::Power,
 }
 
@@ -221,6 +224,7 @@ pub fn digest(spec: &InstanceMoveSpec, desired: &Desired) -> String {
         to: spec.to.location(),
         snapshots: spec.snapshots,
         overrides: &spec.overrides,
+        dropped: &spec.dropped,
         power_after: spec.power_after,
     })
 }

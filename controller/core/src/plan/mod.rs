@@ -3,6 +3,7 @@
 
 mod build;
 mod drift;
+mod dropped;
 mod gate;
 mod identify;
 mod live;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use berth_api::{InstancePlacementSpec, InstancePlacementStatus, Reason, present};
 use jiff::Timestamp;
 
-use crate::model::{Instance, InstanceRef, Inventory, ServerFacts};
+use crate::model::{Contents, Instance, InstanceRef, Inventory, ServerFacts};
 use crate::records::Record;
 
 /// A placement: what somebody wants, and what was last said about it.
@@ -85,6 +85,8 @@ pub struct World {
     pub records: Vec<Record>,
     /// Names of all moves that are not finished.
     pub open_moves: Vec<String>,
+    /// What else belongs to the instance; `None` until it was read for the plan of a move.
+    pub contents: Option<Contents>,
 }
 
 /// One server as it is known now.

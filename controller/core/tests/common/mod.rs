@@ -1,4 +1,5 @@
 //! Small worlds for the tests of decisions.
+#![allow(dead_code, reason = "each test uses its part")]
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

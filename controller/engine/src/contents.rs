@@ -1,0 +1,65 @@
+//! What belongs to an instance and no list shows: its snapshots, its backups, and the target's custom volumes. Read only
+//! while the move of it is planned, so that a steady state asks for nothing.
+
+use std::collections::BTreeSet;
+
+use berth_api::{Reason, present};
+use berth_core::model::Contents;
+use berth_core::plan::{Decision, Desired, Located, Verdict};
+use berth_core::server::{FailureKind, Result};
+
+use crate::Key;
+use crate::engine::Engine;
+
+impl Engine {
+    /// The plan once more with what only the servers themselves tell, if it is about a move.
+    pub(crate) async fn plan_with_contents(&self, key: &Key, desired: &Desired) -> Verdict {
+        let verdict = self.plan(key, desired, None);
+        let about_a_move = verdict.plan.as_ref().is_some_and(|p| p.transfer.is_some());
+        let Some(located) = verdict.located.clone().filter(|_| about_a_move) else {
+            return verdict;
+        };
+        match self.contents(desired, &located).await {
+            Ok(contents) => self.plan(key, desired, Some(contents)),
+            Err(error) => {
+                self.book().unreserve(&desired.uid);
+                let reason = match error.kind {
+                    FailureKind::NotFound => Reason::Progressing,
+                    _ => Reason::ServerUnreachable,
+                };
+                let decision = Decision::Wait {
+                    reason,
+                    message: error.to_string(),
+                    until: None,
+                };
+                Verdict { decision, ..verdict }
+            }
+        }
+    }
+
+    async fn contents(&self, desired: &Desired, located: &Located) -> Result<Contents> {
+        let server = |name: &str| self.registry().follower(&Key::new(&desired.namespace, name));
+        let (Some(here), Some(there)) = (server(&located.server), server(&desired.spec.target.server)) else {
+            return Ok(Contents::default());
+        };
+        let (here, there) = (here.server(), there.server());
+        let (snapshots, backups) =
+            futures::future::try_join(here.snapshots(located.at()), here.backups(located.at())).await?;
+        let project = present(&desired.spec.target.project).unwrap_or(&located.at().project);
+        let pools: BTreeSet<&str> = located.instance.attached_volumes().map(|(_, pool, _)| pool).collect();
+        let mut volumes = BTreeSet::new();
+        for pool in pools {
+            // a pool that is not there has no volumes either
+            match there.volumes(pool, project).await {
+                Ok(names) => volumes.extend(names.into_iter().map(|name| (pool.to_owned(), name))),
+                Err(error) if error.kind == FailureKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(Contents {
+            snapshots,
+            backups,
+            volumes,
+        })
+    }
+}
