@@ -27,10 +27,13 @@ fn an_undisturbed_move_ends_with_one_instance_at_its_target_and_nothing_left() {
         assert_eq!(report.breach, None, "{name}\n{}", report.log.join("\n"));
         assert_eq!(report.outcome, "Succeeded", "{name}\n{}", report.log.join("\n"));
         assert_eq!(report.instances.len(), 1, "{name}: {:?}", report.instances);
+        let (project, name_there) = match scenario.inside {
+            Some(inside) => (inside.project, inside.name),
+            None => (scenario.project.as_str(), "web-1"),
+        };
         let place = format!(
-            "{} {}/web-1 {:?}",
+            "{} {project}/{name_there} {:?}",
             scenario.target(),
-            scenario.project,
             scenario.power_after
         );
         assert!(

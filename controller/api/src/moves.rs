@@ -40,12 +40,12 @@ use crate::{
 #[x_kube(
     validation = Rule::new(schema::same(&["placement", "placementUID", "attempt", "planDigest", "method", "guard", "transfer", "instanceType", "powerAfter", "snapshots", "stop", "keepSource"]))
         .message("the spec of an InstanceMove is the plan that was decided and cannot be changed, but for cancel: change the InstancePlacement"),
-    validation = Rule::new(schema::same_optional(&["generation", "warm", "live", "timeout"]))
+    validation = Rule::new(schema::same_optional(&["generation", "warm", "live", "timeout", "dropped"]))
         .message("the spec of an InstanceMove is the plan that was decided and cannot be changed, but for cancel: change the InstancePlacement"),
     validation = Rule::new(schema::same(&["from", "to"]))
         .message("from and to of an InstanceMove cannot be changed: change spec.target of the InstancePlacement"),
-    validation = Rule::new(schema::same_optional(&["overrides", "dropped"]))
-        .message("overrides and dropped of an InstanceMove cannot be changed: change the overrides of the InstancePlacement"),
+    validation = Rule::new(schema::same_optional(&["overrides"]))
+        .message("overrides of an InstanceMove cannot be changed: change those of the InstancePlacement"),
     validation = Rule::new("!(has(oldSelf.cancel) && oldSelf.cancel) || (has(self.cancel) && self.cancel)")
         .message("cancel cannot be taken back: to move after all change the InstancePlacement or set its annotation reconcile.fluxcd.io/requestedAt"),
 )]

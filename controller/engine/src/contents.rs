@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use berth_api::{Reason, present};
 use berth_core::model::Contents;
-use berth_core::plan::{Decision, Desired, Located, Verdict};
+use berth_core::plan::{self, Decision, Desired, Located, Verdict};
 use berth_core::server::{FailureKind, Result};
 
 use crate::Key;
@@ -14,15 +14,17 @@ use crate::engine::Engine;
 impl Engine {
     /// The plan once more with what only the servers themselves tell, if it is about a move.
     pub(crate) async fn plan_with_contents(&self, key: &Key, desired: &Desired) -> Verdict {
-        let verdict = self.plan(key, desired, None);
+        let now = self.env().now();
+        // without slots: others may take them while the contents are read
+        let (world, _) = self.world(desired, &self.book().usage(now), None);
+        let verdict = plan::plan(desired, &world, now);
         let about_a_move = verdict.plan.as_ref().is_some_and(|p| p.transfer.is_some());
         let Some(located) = verdict.located.clone().filter(|_| about_a_move) else {
-            return verdict;
+            return self.plan(key, desired, None);
         };
         match self.contents(desired, &located).await {
             Ok(contents) => self.plan(key, desired, Some(contents)),
             Err(error) => {
-                self.book().unreserve(&desired.uid);
                 let reason = match error.kind {
                     FailureKind::NotFound => Reason::Progressing,
                     _ => Reason::ServerUnreachable,

@@ -7,7 +7,7 @@ use std::time::Duration;
 use berth_api::{InstanceMoveSpec, InstanceMoveStatus, InstancePlacementStatus, Reason};
 use berth_core::model::Contents;
 use berth_core::moves::Wish;
-use berth_core::plan::{self, Decision, Desired, ServerView, Verdict, World};
+use berth_core::plan::{self, Decision, Desired, Located, ServerView, Verdict, World};
 use berth_core::records::{Record, RecordError, Records};
 use berth_core::status;
 use futures::FutureExt;
@@ -19,7 +19,7 @@ use crate::drive::{Driven, Driver, Orders};
 use crate::happenings::{self, Happening};
 use crate::placements::Placements;
 use crate::power::{self, PowerChanges};
-use crate::registry::Registry;
+use crate::registry::{Registry, Usage};
 use crate::{Change, Changes, Env, Key, lock};
 
 /// When to look again at a move that waits only for a server that does not answer.
@@ -385,30 +385,8 @@ impl Engine {
     /// What to do about a placement without a move in the way. If that is a move, its slots are taken.
     pub(crate) fn plan(&self, key: &Key, desired: &Desired, contents: Option<Contents>) -> Verdict {
         let now = self.env.now();
-        // the plan without the contents may have taken slots
-        self.book.unreserve(&desired.uid);
         let mut usage = self.book.usage(now);
-        let mut world = World {
-            servers: self.registry.views(&desired.namespace, &usage),
-            claims: Vec::new(),
-            // an open one here only waits for a server that does not answer
-            records: self
-                .book
-                .open_of(&desired.uid)
-                .into_iter()
-                .chain(self.book.last_of(&desired.uid))
-                .collect(),
-            open_moves: self.book.open_names(),
-            contents,
-        };
-        let located = plan::locate(desired, &world);
-        if let Some(located) = &located {
-            self.placements.located(desired, located);
-            let uuid = located.instance.uuid();
-            world.claims = uuid
-                .map(|u| self.placements.claims(u, &self.book, &self.registry))
-                .unwrap_or_default();
-        }
+        let (mut world, located) = self.world(desired, &usage, contents);
         let mut verdict = plan::plan(desired, &world, now);
         let mut waits_for = None;
         let decided = &verdict.decision;
@@ -441,6 +419,37 @@ impl Engine {
         }
         self.placements.wait(key, waits_for, now);
         verdict
+    }
+
+    /// Everything that is known for a plan, and where the instance is.
+    pub(crate) fn world(
+        &self,
+        desired: &Desired,
+        usage: &Usage,
+        contents: Option<Contents>,
+    ) -> (World, Option<Located>) {
+        let mut world = World {
+            servers: self.registry.views(&desired.namespace, usage),
+            claims: Vec::new(),
+            // an open one here only waits for a server that does not answer
+            records: self
+                .book
+                .open_of(&desired.uid)
+                .into_iter()
+                .chain(self.book.last_of(&desired.uid))
+                .collect(),
+            open_moves: self.book.open_names(),
+            contents,
+        };
+        let located = plan::locate(desired, &world);
+        if let Some(located) = &located {
+            self.placements.located(desired, located);
+            let uuid = located.instance.uuid();
+            world.claims = uuid
+                .map(|u| self.placements.claims(u, &self.book, &self.registry))
+                .unwrap_or_default();
+        }
+        (world, located)
     }
 
     /// Creates the record of a move, its slots being taken. `None`: somebody else was faster.

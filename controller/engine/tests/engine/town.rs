@@ -293,7 +293,9 @@ impl Town {
     pub async fn until_placed_as(&self, name: &str, server: &str, instance: &str) {
         let at = at(instance);
         self.until(&format!("{name} is placed on {server}"), |t| {
-            t.reason(name) == "InPlace" && t.world.instance(server, &at).is_some() && t.open() == 0
+            // the status of a pass comes after its move has ended
+            let said = t.status(name).location.is_some_and(|l| l.server == server);
+            said && t.reason(name) == "InPlace" && t.world.instance(server, &at).is_some() && t.open() == 0
         })
         .await;
     }
