@@ -122,6 +122,8 @@ async fn what_berth_changes_on_the_way_is_as_before_on_lxd_too(test: Test) {
         "absent",
         "protection does not keep the former source"
     );
+    // or the stop before its deletion deletes it
+    target.patch(&name, json!({"ephemeral": false})).await;
 }
 
 async fn travel_as_they_are(test: Test, from: &str, to: &str) {

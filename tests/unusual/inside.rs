@@ -74,8 +74,8 @@ async fn several_changes(test: &Test, on: &str, target: Value) -> (usize, Vec<[S
         assert_eq!(server.checksum(new_name, "/root/data").await, checksum, "the same data");
     }
     assert_eq!(test.moves(&name).await.len(), 1);
-    let relocations =
-        proxy.count(|seen| seen.method == "POST" && seen.path.contains(&name) && !seen.path.contains("/state"));
+    let relocates = |seen: &Seen| seen.method == "POST" && seen.body.contains("\"migration\":true");
+    let relocations = proxy.count(relocates);
     // the instance goes before its project can
     test.delete("InstancePlacement", &name).await;
     (relocations, places)
