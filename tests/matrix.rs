@@ -42,7 +42,7 @@ const POOLS: [(&str, &str, &str); 4] = [
     ("btr", "btr", "btrfs → btrfs"),
     ("btr", "default", "btrfs → dir"),
 ];
-const MODES: [&str; 4] = ["Pull", "Push", "Relay", "Backup"];
+const MODES: [&str; 2] = ["Pull", "Push"];
 const SNAPSHOTS: [&str; 3] = ["none", "two", "two, Exclude"];
 /// Long enough for a machine that does many things at once.
 const SOON: Duration = Duration::from_secs(240);
@@ -223,7 +223,9 @@ async fn arrived(test: &Test, (source, target): (&Server, &Server), name: &str, 
     );
     assert_eq!(source.status(name).await, "absent", "{name}: the source is gone");
     let moves = test.moves(name).await;
-    assert_eq!(moves.len(), 1, "{name}: {moves:#?}");
+    // a connection that breaks on a busy machine is no refusal: that attempt is undone and made again
+    let lost = |m: &&Value| m["status"]["undo"]["reason"] != "ServerUnreachable";
+    assert_eq!(moves.iter().filter(lost).count(), 1, "{name}: {moves:#?}");
     assert_eq!(
         moves[0]["spec"]["transfer"], MODES[cell.mode],
         "{name}: the way that was asked for"

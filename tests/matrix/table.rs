@@ -95,8 +95,9 @@ fn line(rows: &[Row], pools: &str, snapshots: &str) -> Vec<String> {
 
 fn render(rows: &[Row]) -> String {
     let mut text = format!(
-        "| pools | snapshots | {} |\n|---|---|---|---|---|---|\n",
-        MODES.join(" | ")
+        "| pools | snapshots | {} |\n|---|---{}|\n",
+        MODES.join(" | "),
+        "|---".repeat(MODES.len())
     );
     for snapshots in SNAPSHOTS {
         let lines: Vec<(&str, Vec<String>)> = POOLS.iter().map(|p| (p.2, line(rows, p.2, snapshots))).collect();

@@ -215,7 +215,7 @@ impl Server {
 
     async fn read_file_in(&self, name: &str, project: &str, path: &str) -> Option<Vec<u8>> {
         let uri = format!("/1.0/instances/{name}/files?project={project}&path={path}");
-        match rest::raw(&self.socket, Method::GET, &uri, &[], Vec::new()).await {
+        match self.file_request(Method::GET, &uri, &[], Vec::new()).await {
             Ok((200, bytes)) => Some(bytes.to_vec()),
             _ => None,
         }
@@ -239,11 +239,31 @@ impl Server {
         let keys = [("type", "file"), ("mode", "0644"), ("uid", "0"), ("gid", "0")];
         let headers = keys.map(|(key, value)| (format!("{prefix}-{key}"), value));
         let headers = headers.each_ref().map(|(key, value)| (key.as_str(), *value));
-        let done = rest::raw(&self.socket, Method::POST, &uri, &headers, data).await;
+        let done = self.file_request(Method::POST, &uri, &headers, data).await;
         match done {
             Ok((200, _)) => {}
             Ok((status, body)) => panic!("{name}: write {path}: {status} {}", String::from_utf8_lossy(&body)),
             Err(error) => panic!("{name}: write {path}: {error}"),
+        }
+    }
+
+    /// A request about a file. On a busy machine a daemon may ask its own helper before that listens, and says so.
+    async fn file_request(
+        &self,
+        method: Method,
+        uri: &str,
+        headers: &[(&str, &str)],
+        data: Vec<u8>,
+    ) -> Result<(u16, hyper::body::Bytes), ApiError> {
+        let mut left = 5;
+        loop {
+            let done = rest::raw(&self.socket, method.clone(), uri, headers, data.clone()).await;
+            let early = matches!(&done, Ok((500, body)) if String::from_utf8_lossy(body).contains("forkfile.sock"));
+            if !early || left == 0 {
+                return done;
+            }
+            left -= 1;
+            tokio::time::sleep(Duration::from_millis(200)).await;
         }
     }
 
