@@ -1,56 +1,158 @@
-//! InstanceCopies. Their kind is part of the API, but this version does not copy: it says so instead of being silent.
+//! One pass over an InstanceCopy: the object is the record. Its status is written by resourceVersion before anything that
+//! it announces is asked of a server, and its finalizer keeps it while something is to be done.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use berth_api::{InstanceCopy, InstanceCopyStatus, Reason};
-use berth_engine::Key;
-use jiff::Timestamp;
+use async_trait::async_trait;
+use berth_api::{InstanceCopy, InstancePlacement, keys, present};
+use berth_core::copies::{CopyRecord, CopyRecords, Told};
+use berth_core::records::RecordError;
+use berth_engine::{CopyPass, Engine, Happening, Key};
+use kube::api::PostParams;
+use kube::{Resource, ResourceExt};
 
-use crate::conditions;
-use crate::store::Store;
+use crate::cache::{Changed, key_of};
+use crate::events;
+use crate::store::{Store, StoreError};
 
-const RETRY: Duration = Duration::from_secs(10);
-const SENTENCE: &str =
-    "this version of Berth does not make copies yet; the object is kept and will be acted upon by one that does";
+/// When a pass that failed is made again.
+const RETRY: Duration = Duration::from_secs(1);
 
-/// Says that nothing will happen.
-pub(crate) async fn pass(store: Arc<Store>, key: Key) -> Option<Duration> {
-    let object = store.copies.get(&key)?;
-    let status = status_of(&object, Timestamp::now());
-    if object.status.as_ref() == Some(&status) {
-        return None;
+/// All copies.
+pub(crate) struct Copies {
+    pub store: Arc<Store>,
+    pub engine: Arc<Engine>,
+    pub identity: String,
+}
+
+/// The record that an object is.
+pub(crate) fn record_of(object: &InstanceCopy) -> CopyRecord {
+    CopyRecord {
+        namespace: object.namespace().unwrap_or_default(),
+        name: object.name_any(),
+        uid: object.uid().unwrap_or_default(),
+        version: object.resource_version().unwrap_or_default(),
+        generation: object.metadata.generation.unwrap_or_default(),
+        deleting: object.metadata.deletion_timestamp.is_some(),
+        held: object.finalizers().iter().any(|f| f == keys::COPY_FINALIZER),
+        requested_at: object.annotations().get(keys::REQUESTED_AT).cloned(),
+        spec: object.spec.clone(),
+        status: object.status.clone().unwrap_or_default(),
     }
-    match store.apply_status(object.as_ref(), &status).await {
-        Ok(written) => {
-            store.copies.wrote(written);
-            None
+}
+
+impl Copies {
+    /// Looks at one and does what is to be done; says when to look again.
+    pub async fn pass(self: Arc<Self>, key: Key) -> Option<Duration> {
+        let object = self.store.copies.get(&key)?;
+        if !self.store.gate.may_act() {
+            return Some(RETRY);
         }
-        Err(error) => {
-            tracing::warn!(copy = %key, %error, "tried again");
-            Some(RETRY)
+        match self.engine.reconcile_copy(self.as_ref(), record_of(&object)).await {
+            Ok(CopyPass { told, look_again, .. }) => {
+                self.publish(&object, told).await;
+                look_again
+            }
+            Err(RecordError::NotFound(_)) => None,
+            Err(error) => {
+                tracing::warn!(copy = %key, %error, "looked at again");
+                Some(RETRY)
+            }
+        }
+    }
+
+    async fn publish(&self, object: &InstanceCopy, told: Vec<Told>) {
+        let about = object.object_ref(&());
+        for Told {
+            warning,
+            reason,
+            message,
+        } in told
+        {
+            let happening = Happening {
+                record: None,
+                warning,
+                reason: reason.as_str().to_owned(),
+                message,
+            };
+            events::publish(&self.store, &self.identity, &about, None, &happening).await;
+        }
+    }
+
+    /// The copies that follow a placement which came, went, or begins or ends a move.
+    pub fn of_placement(&self, changed: &Changed<InstancePlacement>) -> Vec<Key> {
+        let seen = |o: &Arc<InstancePlacement>| {
+            let status = o.status.as_ref();
+            let uuid = status.and_then(|s| s.instance.as_ref()).and_then(|i| i.uuid.clone());
+            (uuid, status.is_some_and(|s| s.current_move.is_some()))
+        };
+        if changed.old.as_ref().map(seen) == changed.new.as_ref().map(seen) {
+            return Vec::new();
+        }
+        let follows = |c: &InstanceCopy| {
+            c.metadata.namespace.as_deref() == Some(changed.key.namespace.as_str())
+                && present(&c.spec.source.placement) == Some(changed.key.name.as_str())
+        };
+        let copies = self.store.copies.list(follows);
+        copies.iter().map(|c| key_of(c.as_ref())).collect()
+    }
+
+    async fn set_finalizer(&self, record: &CopyRecord, wanted: bool) -> Result<CopyRecord, RecordError> {
+        let key = Key::new(&record.namespace, &record.name);
+        if wanted {
+            self.store.hold_copy(&key).await?;
+        } else {
+            self.store.release_copy(&key).await?;
+        }
+        match self.load(&record.namespace, &record.name).await {
+            // the last finalizer of an object that was deleted is its end
+            Err(RecordError::NotFound(_)) if !wanted => Ok(CopyRecord {
+                held: false,
+                ..record.clone()
+            }),
+            Ok(stored) => Ok(stored),
+            Err(error) => Err(error),
         }
     }
 }
 
-fn status_of(object: &InstanceCopy, now: Timestamp) -> InstanceCopyStatus {
-    let mut status = object.status.clone().unwrap_or_default();
-    let generation = object.metadata.generation;
-    status.observed_generation = generation;
-    conditions::say(&mut status.conditions, Reason::InvalidSpec, SENTENCE, generation, now);
-    status
-}
+#[async_trait]
+impl CopyRecords for Copies {
+    async fn load(&self, namespace: &str, name: &str) -> Result<CopyRecord, RecordError> {
+        let api = self.store.api::<InstanceCopy>(namespace);
+        let what = format!("read InstanceCopy {namespace}/{name}");
+        let object = self.store.read(&what, api.get(name)).await?;
+        let record = record_of(&object);
+        self.store.copies.wrote(object);
+        Ok(record)
+    }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+    async fn swap(&self, record: &CopyRecord) -> Result<CopyRecord, RecordError> {
+        let (namespace, name) = (&record.namespace, &record.name);
+        let mut object = InstanceCopy::new(name, record.spec.clone());
+        object.metadata.namespace = Some(namespace.clone());
+        object.metadata.uid = Some(record.uid.clone());
+        object.metadata.resource_version = Some(record.version.clone());
+        object.status = Some(record.status.clone());
+        let api = self.store.api::<InstanceCopy>(namespace);
+        let what = format!("write the status of InstanceCopy {namespace}/{name}");
+        let params = PostParams::default();
+        let written = self
+            .store
+            .write(&what, api.replace_status(name, &params, &object))
+            .await;
+        let written = written.map_err(|error: StoreError| RecordError::from(error))?;
+        let stored = record_of(&written);
+        self.store.copies.wrote(written);
+        Ok(stored)
+    }
 
-    #[test]
-    fn a_copy_says_that_it_is_not_made_and_says_it_once() {
-        let mut object = InstanceCopy::new("db-standby", Default::default());
-        object.status = Some(status_of(&object, Timestamp::UNIX_EPOCH));
-        let again = status_of(&object, Timestamp::now());
-        assert_eq!(object.status.as_ref(), Some(&again));
-        assert_eq!(conditions::reason(&again.conditions), Some("InvalidSpec"));
+    async fn hold(&self, record: &CopyRecord) -> Result<CopyRecord, RecordError> {
+        self.set_finalizer(record, true).await
+    }
+
+    async fn release(&self, record: &CopyRecord) -> Result<CopyRecord, RecordError> {
+        self.set_finalizer(record, false).await
     }
 }

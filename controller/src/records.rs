@@ -193,6 +193,23 @@ pub(crate) fn is_open(object: &InstanceMove) -> bool {
     object.status.as_ref().is_none_or(|s| s.outcome.is_none())
 }
 
+/// The finalizers with one more, if it is not there. Nobody can hold what is gone, or what is going and was not held
+/// before.
+fn with_finalizer(meta: &ObjectMeta, finalizer: &str) -> Option<Vec<String>> {
+    let mut finalizers = meta.finalizers.clone().unwrap_or_default();
+    if meta.deletion_timestamp.is_some() || finalizers.iter().any(|f| f == finalizer) {
+        return None;
+    }
+    finalizers.push(finalizer.to_owned());
+    Some(finalizers)
+}
+
+fn without_finalizer(meta: &ObjectMeta, finalizer: &str) -> Option<Vec<String>> {
+    let finalizers = meta.finalizers.as_ref()?;
+    let rest: Vec<String> = finalizers.iter().filter(|f| *f != finalizer).cloned().collect();
+    (rest.len() < finalizers.len()).then_some(rest)
+}
+
 impl Store {
     /// Takes our finalizer off a placement that no open move needs. One that only waits for its former source's server
     /// goes on without the placement.
@@ -226,29 +243,27 @@ impl Store {
             .list(|m| m.metadata.namespace.as_deref() == Some(key.namespace.as_str()) && needs_server(m, &key.name))
     }
 
-    /// Sets our finalizer. Nobody can hold what is gone, or what is going and was not held before.
+    /// Keeps an InstanceCopy while something is to be done for it.
+    pub async fn hold_copy(&self, key: &Key) -> Result<(), StoreError> {
+        let _order = self.finalizers.lock().await;
+        let add = |meta: &ObjectMeta| with_finalizer(meta, keys::COPY_FINALIZER);
+        self.change_finalizers(&self.copies, key, add).await
+    }
+
+    /// Lets go of an InstanceCopy.
+    pub async fn release_copy(&self, key: &Key) -> Result<(), StoreError> {
+        let _order = self.finalizers.lock().await;
+        let take = |meta: &ObjectMeta| without_finalizer(meta, keys::COPY_FINALIZER);
+        self.change_finalizers(&self.copies, key, take).await
+    }
+
     async fn hold<K: Kind>(&self, cache: &Cache<K>, namespace: &str, name: &str) -> Result<(), StoreError> {
-        let add = |meta: &ObjectMeta| {
-            let held = meta
-                .finalizers
-                .as_ref()
-                .is_some_and(|f| f.iter().any(|f| f == keys::FINALIZER));
-            if held || meta.deletion_timestamp.is_some() {
-                return None;
-            }
-            let mut finalizers = meta.finalizers.clone().unwrap_or_default();
-            finalizers.push(keys::FINALIZER.to_owned());
-            Some(finalizers)
-        };
+        let add = |meta: &ObjectMeta| with_finalizer(meta, keys::FINALIZER);
         self.change_finalizers(cache, &Key::new(namespace, name), add).await
     }
 
     async fn let_go<K: Kind>(&self, cache: &Cache<K>, key: &Key) -> Result<(), StoreError> {
-        let take = |meta: &ObjectMeta| {
-            let finalizers = meta.finalizers.as_ref()?;
-            let rest: Vec<String> = finalizers.iter().filter(|f| *f != keys::FINALIZER).cloned().collect();
-            (rest.len() < finalizers.len()).then_some(rest)
-        };
+        let take = |meta: &ObjectMeta| without_finalizer(meta, keys::FINALIZER);
         self.change_finalizers(cache, key, take).await
     }
 

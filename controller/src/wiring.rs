@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use berth_api::{InstanceMove, InstancePlacementStatus, Reason};
+use berth_api::{InstanceCopy, InstanceMove, InstancePlacementStatus, Reason};
 use berth_engine::{Change, Engine, Happening, Key, Leftover};
 use kube::{Resource, ResourceExt};
 use tokio::sync::broadcast::error::RecvError;
@@ -13,6 +13,7 @@ use tokio::task::JoinSet;
 use tokio::time::sleep;
 
 use crate::cache::{Changed, key_of};
+use crate::copies::Copies;
 use crate::metrics::Metrics;
 use crate::placements::{Placements, desired_of};
 use crate::queue::Queue;
@@ -25,7 +26,7 @@ use crate::{copies, events};
 const PLACEMENTS: usize = 64;
 const SERVERS: usize = 16;
 const ORPHANS: usize = 4;
-const COPIES: usize = 2;
+const COPIES: usize = 16;
 /// How often copies that belong to no open move are looked for.
 const SWEEP: Duration = Duration::from_secs(60);
 /// When records that could not be read are read again.
@@ -38,6 +39,7 @@ pub(crate) struct Wiring {
     pub engine: Arc<Engine>,
     pub servers: Arc<Servers>,
     pub placements: Arc<Placements>,
+    pub copies: Arc<Copies>,
     server_queue: Arc<Queue<Key>>,
     placement_queue: Arc<Queue<Key>>,
     orphan_queue: Arc<Queue<String>>,
@@ -46,7 +48,13 @@ pub(crate) struct Wiring {
 
 impl Wiring {
     pub fn new(store: Arc<Store>, engine: Arc<Engine>, servers: Arc<Servers>, placements: Arc<Placements>) -> Self {
+        let copies = Arc::new(Copies {
+            store: store.clone(),
+            engine: engine.clone(),
+            identity: servers.identity.clone(),
+        });
         Self {
+            copies,
             store,
             engine,
             servers,
@@ -93,10 +101,8 @@ impl Wiring {
             queue.add(changed.key);
         };
         tasks.spawn(store.servers.clone().follow(client(), namespace.clone(), tell));
-        let queue = self.copy_queue.clone();
-        let tell = move |changed: Changed<_>| {
-            queue.add(changed.key);
-        };
+        let wiring = self.clone();
+        let tell = move |changed| wiring.copy_changed(changed);
         tasks.spawn(store.copies.clone().follow(client(), namespace, tell));
     }
 
@@ -115,6 +121,17 @@ impl Wiring {
         if changed.new.is_some() {
             self.placement_queue.add(key.clone());
         }
+        for copy in self.copies.of_placement(changed) {
+            self.copy_queue.add(copy);
+        }
+    }
+
+    fn copy_changed(&self, changed: Changed<InstanceCopy>) {
+        match &changed.new {
+            Some(new) => self.engine.copy_seen(&copies::record_of(new)),
+            None => self.engine.copy_gone(&changed.key),
+        }
+        self.copy_queue.add(changed.key);
     }
 
     fn move_changed(&self, changed: &Changed<InstanceMove>) {
@@ -151,6 +168,9 @@ impl Wiring {
     fn take_hint(&self, hint: &Change) {
         for key in self.engine.concerned(hint) {
             self.placement_queue.add(key);
+        }
+        for key in self.engine.concerned_copies(hint) {
+            self.copy_queue.add(key);
         }
         match hint {
             Change::Server { key, fingerprint } => {
@@ -219,12 +239,8 @@ impl Wiring {
                 .clone()
                 .run(ORPHANS, move |namespace| placements.clone().orphans(namespace)),
         );
-        let store = self.store.clone();
-        tasks.spawn(
-            self.copy_queue
-                .clone()
-                .run(COPIES, move |key| copies::pass(store.clone(), key)),
-        );
+        let copies = self.copies.clone();
+        tasks.spawn(self.copy_queue.clone().run(COPIES, move |key| copies.clone().pass(key)));
         tasks.spawn(self.clone().sweep());
         while tasks.join_next().await.is_some() {}
     }

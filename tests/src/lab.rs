@@ -312,6 +312,13 @@ impl Server {
         self.control(&["throttle", &self.name, rate]).await;
     }
 
+    /// Bytes that it has sent over its cable so far.
+    pub fn sent(&self) -> u64 {
+        let path = format!("/sys/class/net/bl{}-{}/statistics/rx_bytes", self.lab.0, self.name);
+        let text = read(Path::new(&path));
+        text.trim().parse().unwrap_or_else(|error| panic!("{path}: {error}"))
+    }
+
     //---------------------------------------------------------------- requests
 
     /// GET over the unix socket; the answer's `metadata`.

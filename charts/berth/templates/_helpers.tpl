@@ -48,19 +48,19 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 - apiGroups: [berth.dev]
   resources: [instanceservers, instanceplacements, instancemoves, instancecopies]
   verbs: [get, list, watch]
-{{- /* patch: finalizers while a move runs */}}
+{{- /* patch: finalizers while a move or a copy is under way */}}
 - apiGroups: [berth.dev]
-  resources: [instanceservers, instanceplacements]
+  resources: [instanceservers, instanceplacements, instancecopies]
   verbs: [patch]
 - apiGroups: [berth.dev]
   resources: [instancemoves]
   verbs: [create, patch, delete]
 - apiGroups: [berth.dev]
-  resources: [instanceservers/status, instanceplacements/status, instancecopies/status]
+  resources: [instanceservers/status, instanceplacements/status]
   verbs: [patch]
 {{- /* by resourceVersion, which only an update compares */}}
 - apiGroups: [berth.dev]
-  resources: [instancemoves/status]
+  resources: [instancemoves/status, instancecopies/status]
   verbs: [update]
 - apiGroups: [events.k8s.io]
   resources: [events]

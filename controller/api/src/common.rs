@@ -128,9 +128,10 @@ pub enum TransferMode {
 }
 
 /// The way that was decided for the data.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 pub enum Transfer {
     /// The target fetches from the source.
+    #[default]
     Pull,
     /// The source sends to the target.
     Push,

@@ -5,8 +5,11 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::common::is_false;
+use crate::moves::{MoveEnd, MoveError};
 use crate::schema::set;
-use crate::{Condition, GoDuration, OperationRef, Overrides, Snapshots, Target, Time, TransferMode, schema};
+use crate::{
+    Condition, GoDuration, GuardKind, MicroTime, Overrides, Snapshots, Target, Time, Transfer, TransferMode, schema,
+};
 
 const SOURCE_TEXTS: &[(&str, &str)] = &[
     ("server", ""),
@@ -178,28 +181,87 @@ pub struct InstanceCopyStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 512))]
     pub target: Option<String>,
+    /// Name of the copy between refreshes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 63))]
+    pub name: Option<String>,
     /// The last refresh that was completed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_refresh: Option<RefreshRecord>,
     /// When the next refresh is due.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next_refresh: Option<Time>,
+    /// `volatile.uuid` of the source. An instance of another one is never copied onto this copy.
+    #[serde(default, rename = "sourceUUID", skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub source_uuid: Option<String>,
     /// The copy's `last_used_at` after the last refresh. Another value later: somebody started it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64))]
     pub last_used_at: Option<String>,
-    /// Name of the copy until its first transfer is complete.
+    /// Name of the copy while it is being made or refreshed; nobody else ever uses it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 63))]
     pub incoming: Option<String>,
-    /// Operations that run on the servers for this copy.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 16), extend("x-kubernetes-list-type" = "atomic"))]
-    pub operations: Vec<OperationRef>,
+    /// The snapshot of Berth's own that source and copy have in common: the next refresh sends what changed since.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 63))]
+    pub snapshot: Option<String>,
+    /// What is being done for the copy; absent between refreshes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub current: Option<CopyWork>,
+    /// Why the last attempt did not work; absent after one that did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_error: Option<MoveError>,
+    /// When it is tried again after a failure.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry_at: Option<Time>,
     /// The last value of the annotation reconcile.fluxcd.io/requestedAt that was acted upon.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 1024))]
     pub last_handled_reconcile_at: Option<String>,
+}
+
+/// A copy that is being made, refreshed or removed: everything that is needed to end it well after a crash.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct CopyWork {
+    /// How far it is: Accepted, Held, Snapshotted, Transferred, Named, Undoing or Removing.
+    #[schemars(length(max = 32))]
+    pub step: String,
+    /// When it began.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub started_at: Option<MicroTime>,
+    /// What is copied, where it was found.
+    pub from: MoveEnd,
+    /// Where the copy is kept.
+    pub to: MoveEnd,
+    /// Way of the data.
+    pub transfer: Transfer,
+    /// What keeps the copy from being started meanwhile.
+    #[serde(default)]
+    pub guard: GuardKind,
+    /// Keys of the source that the target does not know, and that are left out.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "schema::texts")]
+    pub dropped: Vec<String>,
+    /// Whether an existing copy is brought up to date.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub refresh: bool,
+    /// The snapshot of the source that is taken for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 63))]
+    pub snapshot: Option<String>,
+    /// Whether the copy is made from that snapshot alone: the source, which runs, is not held up meanwhile.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub from_snapshot: bool,
+    /// Whether a transfer was begun: until one is complete the copy may be a mixture of old and new.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub sent: bool,
+    /// Bytes sent, as far as the servers tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
+    pub bytes: Option<i64>,
 }
 
 /// A refresh that was completed.

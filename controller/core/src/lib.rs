@@ -2,6 +2,7 @@
 //! The two ports ([`server::Server`], [`records::Records`]) are the only asynchronous things here, and only declared.
 #![deny(missing_docs)]
 
+pub mod copies;
 pub mod marks;
 pub mod model;
 pub mod moves;

@@ -28,6 +28,8 @@ struct Inner {
     last: HashMap<String, Record>,
     /// Moves that are about to be created, by uid of the placement.
     reserved: HashMap<String, Route>,
+    /// Copies that are being made: between which servers, and the uuid of what is copied.
+    copies: HashMap<Key, (Route, String)>,
 }
 
 /// Between which servers a move goes, by fingerprint.
@@ -148,12 +150,39 @@ impl Book {
             .filter(|r| !is_internal(r) && !status::is_leftover(r, now));
         open.for_each(|r| route(r).take(&mut usage));
         inner.reserved.values().for_each(|r| r.take(&mut usage));
+        inner.copies.values().for_each(|(r, _)| r.take(&mut usage));
         usage
     }
 
     /// Keeps slots for a move that is about to be created.
     pub fn reserve(&self, uid: &str, route: Route) {
         lock(&self.inner).reserved.insert(uid.to_owned(), route);
+    }
+
+    /// A copy is being made, or no longer is; whether that frees slots.
+    pub fn copying(&self, copy: &Key, what: Option<(Route, String)>) -> bool {
+        let mut inner = lock(&self.inner);
+        match what {
+            Some(what) => {
+                inner.copies.insert(copy.clone(), what);
+                false
+            }
+            None => inner.copies.remove(copy).is_some(),
+        }
+    }
+
+    /// Whether another copy of that source is being made.
+    pub fn is_copied(&self, source: &str, but: &Key) -> bool {
+        let inner = lock(&self.inner);
+        inner.copies.iter().any(|(key, (_, uuid))| key != but && uuid == source)
+    }
+
+    /// The uuids of all instances with a move under way. One that waits only for the server of its former source is
+    /// over for everybody else.
+    pub fn moving(&self, now: Timestamp) -> Vec<String> {
+        let inner = lock(&self.inner);
+        let open = inner.open.values().filter(|r| !status::is_leftover(r, now));
+        open.filter_map(|r| r.spec.from.uuid.clone()).collect()
     }
 
     /// The move was created, or was not.

@@ -362,7 +362,7 @@ fn driven(record: Record, after: Duration) -> Driven {
 }
 
 /// What was read for a move is known to everybody else, too.
-fn learn(reached: &Reached, end: End, reads: &[Read], copies: &[Copy]) {
+pub(crate) fn learn(reached: &Reached, end: End, reads: &[Read], copies: &[Copy]) {
     for read in reads {
         match read {
             Read::Instance { end: e, at, .. } if *e == end => {
@@ -378,7 +378,11 @@ fn learn(reached: &Reached, end: End, reads: &[Read], copies: &[Copy]) {
 }
 
 /// All reads of one end at the same time.
-async fn read_all(server: &dyn Server, end: End, reads: &[Read]) -> Result<(Vec<Copy>, Vec<Operation>), ServerError> {
+pub(crate) async fn read_all(
+    server: &dyn Server,
+    end: End,
+    reads: &[Read],
+) -> Result<(Vec<Copy>, Vec<Operation>), ServerError> {
     let instances = reads.iter().filter_map(|read| match read {
         Read::Instance { end: e, at, snapshots } if *e == end => Some(read_copy(server, at, *snapshots)),
         Read::Instance { .. } | Read::Operations(_) => None,
@@ -461,7 +465,7 @@ async fn confirmed(
 }
 
 /// Eight characters for a name that was never used before.
-fn random() -> String {
+pub(crate) fn random() -> String {
     const CHARACTERS: &[u8] = b"abcdefghijklmnopqrstuvwxyz0123456789";
     let mut rng = rand::rng();
     (0..8)

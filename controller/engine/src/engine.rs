@@ -15,6 +15,7 @@ use jiff::Timestamp;
 use tokio::sync::broadcast;
 
 use crate::book::{Book, Route};
+use crate::copies::Copies;
 use crate::drive::{Driven, Driver, Orders};
 use crate::happenings::{self, Happening};
 use crate::placements::Placements;
@@ -35,6 +36,7 @@ pub struct Engine {
     book: Book,
     placements: Placements,
     power: PowerChanges,
+    copies: Copies,
     /// Held while slots are looked at and taken.
     starting: Mutex<()>,
 }
@@ -76,11 +78,12 @@ impl Engine {
             env,
             records,
             registry,
-            changes,
             driver,
             book: Book::default(),
             placements: Placements::default(),
             power: PowerChanges::default(),
+            copies: Copies::new(changes.clone()),
+            changes,
             starting: Mutex::default(),
         }
     }
@@ -99,6 +102,18 @@ impl Engine {
 
     pub(crate) fn power(&self) -> &PowerChanges {
         &self.power
+    }
+
+    pub(crate) fn copies(&self) -> &Copies {
+        &self.copies
+    }
+
+    pub(crate) fn placements(&self) -> &Placements {
+        &self.placements
+    }
+
+    pub(crate) fn starting(&self) -> &Mutex<()> {
+        &self.starting
     }
 
     pub(crate) fn records(&self) -> &dyn Records {
@@ -187,6 +202,7 @@ impl Engine {
     pub fn forget_records(&self) {
         self.book.clear();
         self.driver.forget_all();
+        self.copies.forget_all();
     }
 
     fn say_placements(&self, keys: impl IntoIterator<Item = Key>) {
@@ -197,7 +213,7 @@ impl Engine {
     }
 
     /// Slots may have become free: those that wait for them look again.
-    fn say_admissible(&self) {
+    pub(crate) fn say_admissible(&self) {
         let usage = self.book.usage(self.env.now());
         self.say_placements(self.placements.admissible(usage, &self.registry));
     }
@@ -211,7 +227,7 @@ impl Engine {
         Ok(())
     }
 
-    async fn load_book(&self, namespace: &str) -> Result<(), RecordError> {
+    pub(crate) async fn load_book(&self, namespace: &str) -> Result<(), RecordError> {
         if !self.book.is_loaded(namespace) {
             self.book.load(namespace, self.records.list(namespace).await?);
         }

@@ -5,6 +5,7 @@
 //! |---|---|
 //! | [`Engine`] | one placement after the other: open move or plan, record, drive, status |
 //! | `in_place`, `power` | what is done without a move: power state, stale marks |
+//! | `copies` | one InstanceCopy after the other: look, step, record, effect |
 //! | `sweep` | copies that late requests left behind |
 //! | `book`, `placements` | what is remembered of records and placements: slots, claims, whom a change concerns |
 //! | [`registry`] | the servers by namespace and name; those of one fingerprint share inventory and limits |
@@ -22,6 +23,7 @@
 
 mod book;
 mod contents;
+mod copies;
 pub mod drive;
 mod engine;
 mod happenings;
@@ -35,6 +37,7 @@ mod sweep;
 mod tasks;
 mod transfer;
 
+pub use copies::CopyPass;
 pub use engine::{Engine, Pass, Report};
 pub use happenings::Happening;
 pub use sweep::Leftover;

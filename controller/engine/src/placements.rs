@@ -4,6 +4,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex};
 
+use berth_core::copies::SourcePlacement;
 use berth_core::model::InstanceRef;
 use berth_core::plan::{Claim, Desired, Located};
 use jiff::Timestamp;
@@ -148,6 +149,16 @@ impl Placements {
     /// Whether a placement of that uid exists.
     pub fn lives(&self, key: &Key, uid: &str) -> bool {
         lock(&self.table).known.get(key).is_some_and(|k| k.uid == uid)
+    }
+
+    /// A placement as the source of a copy.
+    pub fn source(&self, key: &Key) -> SourcePlacement {
+        let table = lock(&self.table);
+        let known = table.known.get(key);
+        SourcePlacement {
+            exists: known.is_some(),
+            uuid: known.and_then(|k| k.uuid.clone()),
+        }
     }
 
     /// What interrupts the move of a placement.

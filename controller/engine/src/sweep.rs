@@ -36,6 +36,7 @@ impl Engine {
             };
             let candidates = instances.iter().filter(|i| {
                 marks::is_unique_name(&i.at.name)
+                    && !self.copies().is_in_hand(&i.at.name)
                     && marks::role(i) == Some(Role::Incoming)
                     && marks::move_id(i).is_none_or(|id| !open.contains(id))
             });

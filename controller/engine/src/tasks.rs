@@ -86,6 +86,13 @@ impl Tasks {
         }
     }
 
+    /// How far the last effect got.
+    pub fn progress(&self, record: &Key) -> Option<Progress> {
+        let slots = lock(&self.slots);
+        let state = lock(&slots.get(record)?.shared.state);
+        state.progress
+    }
+
     /// How the last effect ended, if no step has used that yet.
     pub fn outcome(&self, record: &Key) -> Option<Outcome> {
         let slots = lock(&self.slots);

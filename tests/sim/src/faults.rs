@@ -191,7 +191,7 @@ impl State {
         let operation = match &answer {
             Ok(Answer::Operation(id)) => Some(id),
             Ok(Answer::Channel(channel)) => Some(&channel.operation),
-            Ok(Answer::Done | Answer::Record(_)) | Err(_) => None,
+            Ok(Answer::Done | Answer::Record(_) | Answer::Copy(_)) | Err(_) => None,
         };
         if let Some(op) = operation.and_then(|id| self.operation_mut(&info.server, id)) {
             op.line = Some(line);

@@ -40,6 +40,7 @@ impl State {
                 .into_iter()
                 .find_map(|r| self.startable_between_stop_and_commit(r))
         });
+        let first = first.or_else(|| self.unfinished_copies_do_not_start());
         if let Some((invariant, message)) = first {
             self.breach(invariant, message);
         }
@@ -94,6 +95,43 @@ impl State {
             }
         }
         None
+    }
+
+    /// A copy that does not hold the data of one instant cannot be started by anyone who looks for it.
+    fn unfinished_copies_do_not_start(&self) -> Option<(&'static str, String)> {
+        for host in self.servers.values() {
+            for (at, i) in &host.instances {
+                let kept = i.config.get(marks::COPY_OF).is_some_and(|v| !v.is_empty());
+                let whole = matches!(i.content, Content::Complete | Content::OfAnInstant);
+                if !kept || whole || self.foreign.contains(&(host.name.clone(), at.clone())) {
+                    continue;
+                }
+                let mut free = i.clone();
+                free.busy = None;
+                let hidden = marks::is_unique_name(&at.name);
+                let project = host
+                    .project(&at.project)
+                    .is_some_and(berth_core::model::Project::restricted);
+                if !hidden || (!project && config::unstartable(host, &at.project, &at.name, &free).is_none()) {
+                    let message = format!(
+                        "{at} on {} is a copy that is not complete, and could be started",
+                        host.name
+                    );
+                    return Some(("C1", message));
+                }
+            }
+        }
+        None
+    }
+
+    /// A refresh begins to change a copy: never one that has run.
+    pub fn judge_refresh(&mut self, server: &str, born: u64) {
+        let used = self
+            .inst_by_born(server, born)
+            .is_some_and(|i| i.config.contains_key(marks::COPY_OF) && i.last_used_at > jiff::Timestamp::UNIX_EPOCH);
+        if used {
+            self.breach("C2", format!("a copy on {server} that has run is refreshed"));
+        }
     }
 
     /// From Stopped to COMMIT every copy must be one that nobody can start.

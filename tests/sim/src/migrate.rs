@@ -399,6 +399,9 @@ impl State {
             }
             self.operation_event(server, operation);
         }
+        if transfer.refresh {
+            self.judge_refresh(target.0, target.2.born);
+        }
         self.copy_snapshots(&transfer);
         if let Some(i) = self.inst_by_born(target.0, target.2.born).filter(|_| transfer.refresh) {
             i.content = Content::Mixed;

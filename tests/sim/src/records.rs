@@ -2,6 +2,7 @@
 //! world, so that it outlives every controller.
 
 use async_trait::async_trait;
+use berth_core::copies::{CopyRecord, CopyRecords};
 use berth_core::records::{Record, RecordError, Records};
 
 use crate::state::State;
@@ -39,7 +40,7 @@ impl MemoryRecords {
     async fn written(&self, write: Write) -> Result<Record, RecordError> {
         match self.write(write).await? {
             Answer::Record(r) => Ok(*r),
-            Answer::Done | Answer::Operation(_) | Answer::Channel(_) => {
+            Answer::Done | Answer::Operation(_) | Answer::Channel(_) | Answer::Copy(_) => {
                 Err(RecordError::Unavailable("no record in the answer".to_owned()))
             }
         }
@@ -81,6 +82,100 @@ impl Records for MemoryRecords {
 
     async fn release(&self, record: &Record) -> Result<(), RecordError> {
         self.write(Write::Release(Box::new(record.clone()))).await.map(|_| ())
+    }
+}
+
+#[async_trait]
+impl CopyRecords for MemoryRecords {
+    async fn load(&self, namespace: &str, name: &str) -> Result<CopyRecord, RecordError> {
+        self.world.on_the_way(&self.controller, STORE).await;
+        let found = self.world.copy(namespace, name);
+        found.ok_or_else(|| RecordError::NotFound(format!("{namespace}/{name}")))
+    }
+
+    async fn swap(&self, record: &CopyRecord) -> Result<CopyRecord, RecordError> {
+        self.copied(Write::SwapCopy(Box::new(record.clone()))).await
+    }
+
+    async fn hold(&self, record: &CopyRecord) -> Result<CopyRecord, RecordError> {
+        self.copied(Write::HoldCopy(Box::new(record.clone()))).await
+    }
+
+    async fn release(&self, record: &CopyRecord) -> Result<CopyRecord, RecordError> {
+        self.copied(Write::ReleaseCopy(Box::new(record.clone()))).await
+    }
+}
+
+impl MemoryRecords {
+    async fn copied(&self, write: Write) -> Result<CopyRecord, RecordError> {
+        match self.write(write).await? {
+            Answer::Copy(r) => Ok(*r),
+            Answer::Done | Answer::Operation(_) | Answer::Channel(_) | Answer::Record(_) => {
+                Err(RecordError::Unavailable("no copy in the answer".to_owned()))
+            }
+        }
+    }
+}
+
+impl World {
+    /// A person creates an InstanceCopy, or changes what is wanted of it.
+    pub fn apply_copy(&self, record: CopyRecord) {
+        self.change(|s| {
+            let version = s.next().to_string();
+            s.note("person", STORE, format!("applies copy {}", record.name));
+            let key = (record.namespace.clone(), record.name.clone());
+            s.copies.insert(key, CopyRecord { version, ..record });
+        });
+    }
+
+    /// A person deletes an InstanceCopy: it is gone as soon as nothing holds it.
+    pub fn delete_copy(&self, namespace: &str, name: &str) {
+        self.change(|s| {
+            let version = s.next().to_string();
+            s.note("person", STORE, format!("deletes copy {name}"));
+            let key = (namespace.to_owned(), name.to_owned());
+            if let Some(record) = s.copies.get_mut(&key) {
+                (record.deleting, record.version) = (true, version);
+                if !record.held {
+                    s.copies.remove(&key);
+                }
+            }
+        });
+    }
+
+    /// An InstanceCopy as it is stored.
+    pub fn copy(&self, namespace: &str, name: &str) -> Option<CopyRecord> {
+        self.look(|s| s.copies.get(&(namespace.to_owned(), name.to_owned())).cloned())
+    }
+}
+
+impl State {
+    fn stored_copy(&mut self, record: &CopyRecord) -> Result<&mut CopyRecord, RecordError> {
+        let key = (record.namespace.clone(), record.name.clone());
+        let gone = || RecordError::NotFound(record.name.clone());
+        let version = self.next().to_string();
+        let stored = self.copies.get_mut(&key).ok_or_else(gone)?;
+        if stored.version != record.version {
+            return Err(RecordError::Conflict(record.name.clone()));
+        }
+        stored.version = version;
+        Ok(stored)
+    }
+
+    pub fn swap_copy(&mut self, record: &CopyRecord) -> Result<CopyRecord, RecordError> {
+        let stored = self.stored_copy(record)?;
+        stored.status = record.status.clone();
+        Ok(stored.clone())
+    }
+
+    pub fn hold_copy(&mut self, record: &CopyRecord, held: bool) -> Result<CopyRecord, RecordError> {
+        let stored = self.stored_copy(record)?;
+        stored.held = held;
+        let copy = stored.clone();
+        if copy.deleting && !copy.held {
+            self.copies.remove(&(copy.namespace.clone(), copy.name.clone()));
+        }
+        Ok(copy)
     }
 }
 

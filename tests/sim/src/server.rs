@@ -70,7 +70,7 @@ impl SimServer {
         let attempted = format!("{} on {}", write.describe(), self.server);
         match self.write(write).await? {
             Answer::Operation(id) => Ok(id),
-            Answer::Done | Answer::Channel(_) | Answer::Record(_) => Err(ServerError::new(
+            Answer::Done | Answer::Channel(_) | Answer::Record(_) | Answer::Copy(_) => Err(ServerError::new(
                 FailureKind::Protocol,
                 attempted,
                 "no operation in the answer",
@@ -82,7 +82,7 @@ impl SimServer {
         let attempted = format!("{} on {}", write.describe(), self.server);
         match self.write(write).await? {
             Answer::Channel(c) => Ok(c),
-            Answer::Done | Answer::Operation(_) | Answer::Record(_) => Err(ServerError::new(
+            Answer::Done | Answer::Operation(_) | Answer::Record(_) | Answer::Copy(_) => Err(ServerError::new(
                 FailureKind::Protocol,
                 attempted,
                 "no operation in the answer",

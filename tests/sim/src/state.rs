@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use berth_core::copies::CopyRecord;
 use berth_core::model::{
     Config, Devices, InstanceKind, InstanceRef, Member, Network, Pool, Power, Product, Profile, Project,
 };
@@ -32,6 +33,7 @@ pub(crate) struct State {
     pub servers: BTreeMap<String, Host>,
     pub records: BTreeMap<(String, String), Record>,
     pub held: BTreeSet<(String, String)>,
+    pub copies: BTreeMap<(String, String), CopyRecord>,
     /// The newest version of the data of every identity that somebody has used.
     pub newest: BTreeMap<String, u64>,
     /// Names that anyone but a controller has used.
@@ -254,6 +256,7 @@ impl State {
             servers: BTreeMap::new(),
             records: BTreeMap::new(),
             held: BTreeSet::new(),
+            copies: BTreeMap::new(),
             newest: BTreeMap::new(),
             foreign: BTreeSet::new(),
             controllers: BTreeMap::new(),

@@ -264,6 +264,14 @@ impl World {
         })
     }
 
+    /// The version of an instance's data, if they are those of one instant: enough to start a copy from.
+    pub fn copied_data(&self, server: &str, at: &InstanceRef) -> Option<u64> {
+        self.look(|s| {
+            let i = s.servers.get(server)?.instances.get(at)?;
+            matches!(i.content, Content::Complete | Content::OfAnInstant).then_some(i.data)
+        })
+    }
+
     /// The newest version of the data of that identity.
     pub fn newest(&self, uuid: &str) -> Option<u64> {
         self.look(|s| s.newest.get(uuid).copied())

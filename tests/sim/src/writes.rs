@@ -1,6 +1,7 @@
 //! Every request that changes something, as data: it can be logged, numbered, failed, kept and delivered late. Carried
 //! out here if it is about an instance's definition, name or snapshots; power, migration and records have their own modules.
 
+use berth_core::copies::CopyRecord;
 use berth_core::marks;
 use berth_core::model::{Change, Definition, InstanceRef, Product};
 use berth_core::records::{Record, RecordError};
@@ -45,6 +46,12 @@ pub enum Write {
     Hold(Box<Record>),
     /// Finalizers taken off.
     Release(Box<Record>),
+    /// A copy's new status, by compare-and-swap.
+    SwapCopy(Box<CopyRecord>),
+    /// A copy's finalizer set.
+    HoldCopy(Box<CopyRecord>),
+    /// A copy's finalizer taken off.
+    ReleaseCopy(Box<CopyRecord>),
 }
 
 impl Write {
@@ -68,6 +75,9 @@ impl Write {
             Write::Swap(_) => "swap-record",
             Write::Hold(_) => "hold",
             Write::Release(_) => "release",
+            Write::SwapCopy(_) => "swap-copy",
+            Write::HoldCopy(_) => "hold-copy",
+            Write::ReleaseCopy(_) => "release-copy",
         }
     }
 
@@ -75,7 +85,13 @@ impl Write {
     pub fn is_record(&self) -> bool {
         matches!(
             self,
-            Write::Create(_) | Write::Swap(_) | Write::Hold(_) | Write::Release(_)
+            Write::Create(_)
+                | Write::Swap(_)
+                | Write::Hold(_)
+                | Write::Release(_)
+                | Write::SwapCopy(_)
+                | Write::HoldCopy(_)
+                | Write::ReleaseCopy(_)
         )
     }
 
@@ -103,6 +119,10 @@ impl Write {
                 let (step, outcome) = (r.status.step.as_deref(), r.status.outcome.as_deref());
                 format!("{verb} {} {} {}", r.name, step.unwrap_or("-"), outcome.unwrap_or(""))
             }
+            Write::SwapCopy(r) | Write::HoldCopy(r) | Write::ReleaseCopy(r) => {
+                let step = r.status.current.as_ref().map_or("-", |w| &w.step);
+                format!("{verb} {} {step}", r.name)
+            }
         }
     }
 }
@@ -121,6 +141,7 @@ pub(crate) enum Answer {
     Operation(OperationId),
     Channel(Channel),
     Record(Box<Record>),
+    Copy(Box<CopyRecord>),
 }
 
 /// Why a write failed.
@@ -168,6 +189,9 @@ impl State {
             Write::Swap(r) => Answer::Record(Box::new(self.swap_record(r)?)),
             Write::Hold(r) => self.hold_record(r).map(|()| Answer::Done)?,
             Write::Release(r) => self.release_record(r).map(|()| Answer::Done)?,
+            Write::SwapCopy(r) => Answer::Copy(Box::new(self.swap_copy(r)?)),
+            Write::HoldCopy(r) => Answer::Copy(Box::new(self.hold_copy(r, true)?)),
+            Write::ReleaseCopy(r) => Answer::Copy(Box::new(self.hold_copy(r, false)?)),
         })
     }
 

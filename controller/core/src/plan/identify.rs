@@ -41,14 +41,19 @@ fn candidates(desired: &Desired, world: &World) -> Vec<Located> {
             instance: i.clone(),
         };
         match desired.bound_uuid() {
-            Some(uuid) => found.extend(inventory.by_uuid(uuid).filter(|i| counts(i, world)).map(here)),
+            Some(uuid) => {
+                // a copy is promoted by being named: nothing else makes it the instance that is meant
+                let named = present(&desired.spec.instance.uuid).is_some();
+                let meant = |i: &&std::sync::Arc<Instance>| counts(i, world) && (named || !marks::is_copy(i));
+                found.extend(inventory.by_uuid(uuid).filter(meant).map(here));
+            }
             None => {
                 let places = places_by_name(desired, name);
                 found.extend(
                     places
                         .iter()
                         .filter_map(|at| inventory.get(at))
-                        .filter(|i| counts(i, world))
+                        .filter(|i| counts(i, world) && !marks::is_copy(i))
                         .map(here),
                 );
             }
@@ -89,9 +94,7 @@ fn counts(i: &Instance, world: &World) -> bool {
     match marks::role(i) {
         Some(Role::Retired) => false,
         Some(Role::Incoming) => false,
-        Some(Role::Source | Role::Owner) | None => {
-            !marks::is_copy(i) && (of_open_move || !marks::is_unique_name(&i.at.name))
-        }
+        Some(Role::Source | Role::Owner) | None => of_open_move || !marks::is_unique_name(&i.at.name),
     }
 }
 

@@ -22,7 +22,7 @@ pub use wish::wish;
 pub use world::{Claim, Desired, Located, Reach, ServerView, World};
 
 use crate::marks;
-use crate::model::{Definition, Instance, InstanceRef};
+use crate::model::{Definition, Instance, InstanceRef, ServerFacts};
 use crate::server::PowerAction;
 
 /// What was found out about a placement, and what follows.
@@ -116,6 +116,17 @@ fn wait(reason: Reason, message: impl Into<String>, until: Option<Timestamp>) ->
         message: message.into(),
         until,
     }
+}
+
+/// How the instance would be transferred, and what stands against that: for who copies it rather than move it.
+pub fn transfer_of(
+    desired: &Desired,
+    located: &Located,
+    world: &World,
+    target: &ServerFacts,
+) -> (InstanceMoveSpec, Vec<Blocker>) {
+    let built = build::build(desired, located, world, target);
+    (built.spec, built.blockers)
 }
 
 /// What to do about a placement without an open move.

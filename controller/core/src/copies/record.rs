@@ -1,0 +1,51 @@
+//! The port to the durable records of copies: the InstanceCopies themselves, their status written by compare-and-swap.
+
+use async_trait::async_trait;
+use berth_api::{InstanceCopySpec, InstanceCopyStatus, present};
+
+use crate::records::RecordError;
+
+/// One InstanceCopy: what is wanted, and how far it is.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CopyRecord {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Its uid.
+    pub uid: String,
+    /// Version for compare-and-swap, opaque.
+    pub version: String,
+    /// Its generation.
+    pub generation: i64,
+    /// Whether it is being deleted.
+    pub deleting: bool,
+    /// Whether it is kept from vanishing.
+    pub held: bool,
+    /// The annotation `reconcile.fluxcd.io/requestedAt`.
+    pub requested_at: Option<String>,
+    /// What is wanted.
+    pub spec: InstanceCopySpec,
+    /// How far it is.
+    pub status: InstanceCopyStatus,
+}
+
+impl CopyRecord {
+    /// Name of the copy: the declared one, else that of the source.
+    pub fn target_name<'a>(&'a self, source: &'a str) -> &'a str {
+        present(&self.spec.target.name).unwrap_or(source)
+    }
+}
+
+/// Durable records of copies.
+#[async_trait]
+pub trait CopyRecords: Send + Sync {
+    /// One record, uncached.
+    async fn load(&self, namespace: &str, name: &str) -> Result<CopyRecord, RecordError>;
+    /// Writes the status if the stored version still is `record.version`; returns the record with its new version.
+    async fn swap(&self, record: &CopyRecord) -> Result<CopyRecord, RecordError>;
+    /// Keeps the object from vanishing while something is to be done; returns it with its new version. Idempotent.
+    async fn hold(&self, record: &CopyRecord) -> Result<CopyRecord, RecordError>;
+    /// Undoes `hold`. Idempotent.
+    async fn release(&self, record: &CopyRecord) -> Result<CopyRecord, RecordError>;
+}
