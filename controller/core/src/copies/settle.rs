@@ -157,8 +157,7 @@ fn definition(p: &mut Pass<'_>, copy: &Copy) -> Definition {
     body::settled(&copy.fresh.instance, wanted, &work)
 }
 
-/// Snapshots of ours that nothing needs any more, on both ends, one at a time: a refresh that finds one on the copy which
-/// the source no longer has sends everything on Incus's btrfs. What cannot be deleted now ends by itself.
+/// Snapshots of ours that nothing needs any more, on both ends, one at a time. What cannot be deleted now ends by itself.
 fn tidy(p: &mut Pass<'_>, copy: &Copy) -> Option<Transition> {
     let work = p.work().clone();
     if !work.sent || p.failed(EffectKind::RemoveSnapshot).is_some() {
