@@ -1,7 +1,7 @@
 //! The CustomResourceDefinitions, made from the types. What the derive cannot express is done here, once, for all kinds.
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
-    CustomResourceDefinition, JSONSchemaProps, JSONSchemaPropsOrArray,
+    CustomResourceDefinition, JSON, JSONSchemaProps, JSONSchemaPropsOrArray,
 };
 use kube::CustomResourceExt;
 
@@ -31,9 +31,24 @@ fn finish(mut crd: CustomResourceDefinition) -> CustomResourceDefinition {
             .and_then(|schema| schema.open_api_v3_schema.as_mut())
         {
             tidy(root);
+            if crd.spec.names.kind != "InstanceMove" {
+                unseen(root);
+            }
         }
     }
     crd
+}
+
+/// Until it was looked at for the first time, an object says that no generation was observed. Without any status kstatus, and so Flux,
+/// would take it for current. InstanceMoves are made by the controller, and nobody applies them.
+fn unseen(root: &mut JSONSchemaProps) {
+    let status = root
+        .properties
+        .as_mut()
+        .and_then(|properties| properties.get_mut("status"));
+    if let Some(status) = status {
+        status.default = Some(JSON(serde_json::json!({"observedGeneration": -1})));
+    }
 }
 
 /// Takes `nullable` off every field: an explicit null then means absent, as everywhere in Kubernetes, and `has()` in a
