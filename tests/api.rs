@@ -201,7 +201,8 @@ fn crds_can_be_templates_of_a_chart() -> Result {
 #[test]
 fn every_example_is_accepted_and_understood() -> Result {
     let mut kinds = BTreeSet::new();
-    for (name, text) in files("examples")? {
+    let folders = ["examples", "examples/flux/shop"].map(files);
+    for (name, text) in folders.into_iter().collect::<Result<Vec<_>>>()?.into_iter().flatten() {
         for document in documents(&text)? {
             if crd_of(&document).is_none() {
                 continue;

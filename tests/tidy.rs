@@ -278,3 +278,37 @@ fn links_inside_the_documents_lead_somewhere() -> Result {
     }
     Ok(())
 }
+
+#[test]
+fn the_how_tos_show_the_manifests_that_the_suites_apply() -> Result {
+    for (document, examples) in [(
+        "docs/flux.md",
+        &[
+            "flux/shop/servers.yaml",
+            "flux/shop/placements.yaml",
+            "flux/shop/kustomization.yaml",
+            "flux/sync.yaml",
+        ][..],
+    )] {
+        let shown = read(document)?;
+        for example in examples {
+            let text = read(&format!("examples/{example}"))?;
+            let head: usize = text
+                .lines()
+                .take_while(|line| line.starts_with('#'))
+                .map(|line| line.len() + 1)
+                .sum();
+            assert!(
+                shown.contains(&text[head..]),
+                "{document} does not show examples/{example} as it is"
+            );
+        }
+    }
+    let text = read("examples/flux/sync-waiting.yaml")?;
+    let (_, expressions) = text.split_once("  healthCheckExprs:").ok_or("no expressions")?;
+    assert!(
+        read("docs/flux.md")?.contains(expressions),
+        "docs/flux.md shows other expressions"
+    );
+    Ok(())
+}

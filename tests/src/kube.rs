@@ -40,6 +40,9 @@ pub struct AuditEvent {
     /// `User-Agent` of the writer.
     #[serde(default)]
     pub user_agent: String,
+    /// When the API server got it, RFC 3339.
+    #[serde(default, rename = "requestReceivedTimestamp")]
+    pub received: String,
     /// What was written.
     #[serde(default)]
     pub object_ref: ObjectRef,

@@ -4,6 +4,7 @@
 //! reaches everything through its [`Test`]. Nothing here uses the product's own packages: the judge does not ask the judged.
 
 mod controller;
+mod gitops;
 mod instance;
 mod kube;
 mod lab;
@@ -16,6 +17,7 @@ mod shared;
 mod wait;
 
 pub use controller::{Controller, ControllerOptions};
+pub use gitops::{GitOps, Repository, argo_lua, example};
 pub use instance::NewInstance;
 pub use kube::{AuditEvent, Kube, Kubectl};
 pub use lab::{Lab, Product, Server};

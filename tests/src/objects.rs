@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
+use kube::Api;
+use kube::api::{DeleteParams, DynamicObject, ListParams, Patch, PatchParams};
 use serde_json::{Value, json};
 
 use crate::{Server, Test, wait_for};
@@ -190,8 +191,21 @@ impl Test {
         within: Duration,
         fits: impl Fn(&Value) -> bool,
     ) -> Value {
-        wait_for(&format!("{kind} {name}: {what}"), within, || async {
-            match self.try_get(kind, name).await {
+        let api = self.kube().api(kind, &self.namespace());
+        self.wait_in(&api, name, what, within, fits).await
+    }
+
+    /// As [`Test::wait_object`], for objects of any kind: see [`Kube::any`](crate::Kube::any).
+    pub async fn wait_in(
+        &self,
+        api: &Api<DynamicObject>,
+        name: &str,
+        what: &str,
+        within: Duration,
+        fits: impl Fn(&Value) -> bool,
+    ) -> Value {
+        wait_for(&format!("{name}: {what}"), within, || async {
+            match api.get_opt(name).await.map(|object| object.map(|object| json!(object))) {
                 Ok(Some(object)) if fits(&object) => Ok(object),
                 Ok(Some(object)) => Err(format!("{:#}", object["status"])),
                 Ok(None) => Err("no such object".to_owned()),

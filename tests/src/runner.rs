@@ -13,6 +13,7 @@ use libtest_mimic::{Arguments, Failed, Trial};
 use tokio::sync::RwLock;
 
 use crate::controller::{Controller, ControllerOptions};
+use crate::gitops::Tool;
 use crate::kube::Kube;
 use crate::lab::Lab;
 use crate::shared;
@@ -24,6 +25,21 @@ pub enum Needs {
     Kube,
     /// Incus and LXD servers.
     Lab,
+    /// Flux, on the control plane.
+    Flux,
+    /// Argo CD, on the control plane.
+    Argo,
+}
+
+impl Needs {
+    fn what_is_missing(self) -> Option<String> {
+        match self {
+            Needs::Kube => Kube::what_is_missing(),
+            Needs::Lab => Lab::what_is_missing(),
+            Needs::Flux => Tool::Flux.what_is_missing(),
+            Needs::Argo => Tool::Argo.what_is_missing(),
+        }
+    }
 }
 
 tokio::task_local! {
@@ -162,8 +178,7 @@ impl Suite {
     }
 
     fn what_is_missing(&self) -> Option<String> {
-        let kube = self.needs.contains(&Needs::Kube).then(Kube::what_is_missing).flatten();
-        kube.or_else(|| self.needs.contains(&Needs::Lab).then(Lab::what_is_missing).flatten())
+        self.needs.iter().find_map(|need| need.what_is_missing())
     }
 }
 
@@ -244,6 +259,7 @@ struct Inner {
     dir: PathBuf,
     kube: Option<&'static Kube>,
     lab: Option<&'static Lab>,
+    argo: bool,
     controllers: Mutex<Vec<Controller>>,
 }
 
@@ -268,6 +284,7 @@ impl Test {
                 dir,
                 kube,
                 lab,
+                argo: needs.contains(&Needs::Argo),
                 controllers: Mutex::new(Vec::new()),
             }),
         };
@@ -334,6 +351,9 @@ impl Test {
         }
         if failed && let Some(kube) = self.inner.kube {
             let _ = std::fs::write(self.dir().join("objects.yaml"), kube.dump(&self.namespace()).await);
+        }
+        if let Some(kube) = self.inner.kube.filter(|_| self.inner.argo) {
+            kube.delete_applications(&self.namespace()).await;
         }
         if let Some(lab) = self.inner.lab {
             lab.delete_instances_of(&self.inner.id).await;

@@ -1,0 +1,3 @@
+module berth.dev/tests/gitops/git-server
+
+go 1.26.0
