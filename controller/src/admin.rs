@@ -1,14 +1,18 @@
-//! What the process shows of itself over HTTP: `/livez`, `/readyz`, `/metrics`. Nothing can be changed here.
+//! What the process shows of itself over HTTP: `/livez`, `/readyz`, `/metrics`, and under `/moves/NAMESPACE/NAME` a move
+//! that runs, as it is this very moment. Nothing can be changed here.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use axum::Router;
+use axum::extract::Path;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use axum::{Json, Router};
+use berth_core::records::Record;
+use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::time::sleep;
 
@@ -23,10 +27,13 @@ pub(crate) struct Shown {
     pub ready: AtomicBool,
     metrics: Arc<Metrics>,
     refresh: Mutex<Option<Refresh>>,
+    moves: Mutex<Option<Moves>>,
 }
 
 /// Brings up to date what is counted only when somebody asks.
 pub(crate) type Refresh = Box<dyn Fn(&Metrics) + Send>;
+/// Finds a move that runs by namespace and name.
+pub(crate) type Moves = Box<dyn Fn(&str, &str) -> Option<Record> + Send>;
 
 impl Shown {
     /// Nothing is ready yet.
@@ -35,6 +42,7 @@ impl Shown {
             ready: AtomicBool::new(false),
             metrics,
             refresh: Mutex::default(),
+            moves: Mutex::default(),
         })
     }
 
@@ -45,6 +53,16 @@ impl Shown {
     /// Who is asked before numbers are shown.
     pub fn refresh_with(&self, refresh: Option<Refresh>) {
         *self.lock() = refresh;
+    }
+
+    /// Who is asked for moves. Only the controller that leads knows of any.
+    pub fn moves_from(&self, moves: Option<Moves>) {
+        *self.moves.lock().unwrap_or_else(PoisonError::into_inner) = moves;
+    }
+
+    fn find(&self, namespace: &str, name: &str) -> Option<Record> {
+        let moves = self.moves.lock().unwrap_or_else(PoisonError::into_inner);
+        moves.as_ref().and_then(|find| find(namespace, name))
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<Refresh>> {
@@ -60,7 +78,7 @@ pub(crate) async fn serve(address: SocketAddr, shown: Arc<Shown>) {
         match TcpListener::bind(address).await {
             Ok(listener) => {
                 said = false;
-                tracing::info!(%address, "serves /livez, /readyz and /metrics");
+                tracing::info!(%address, "serves /livez, /readyz, /metrics and /moves");
                 if let Err(error) = axum::serve(listener, app.clone()).await {
                     tracing::warn!(%address, %error, "the listener ended; opened again");
                 }
@@ -76,7 +94,7 @@ pub(crate) async fn serve(address: SocketAddr, shown: Arc<Shown>) {
 }
 
 fn router(shown: Arc<Shown>) -> Router {
-    let (ready, metrics) = (shown.clone(), shown);
+    let (ready, metrics, moves) = (shown.clone(), shown.clone(), shown);
     Router::new()
         .route("/livez", get(|| async { "ok" }))
         .route(
@@ -89,6 +107,39 @@ fn router(shown: Arc<Shown>) -> Router {
             }),
         )
         .route("/metrics", get(move || async move { exposition(&metrics) }))
+        .route(
+            "/moves/{namespace}/{name}",
+            get(move |Path((namespace, name)): Path<(String, String)>| async move {
+                match moves.find(&namespace, &name) {
+                    Some(record) => Json(shown_move(&record)).into_response(),
+                    None => (StatusCode::NOT_FOUND, "no such move runs here").into_response(),
+                }
+            }),
+        )
+}
+
+/// What a person who watches a move wants to see.
+fn shown_move(record: &Record) -> Value {
+    let (spec, status) = (&record.spec, &record.status);
+    json!({
+        "namespace": record.namespace,
+        "name": record.name,
+        "placement": spec.placement,
+        "method": spec.method,
+        "transfer": spec.transfer,
+        "from": spec.from.location(),
+        "to": spec.to.location(),
+        "step": status.step().map(berth_api::Step::as_str),
+        "outcome": status.outcome,
+        "startedAt": status.started_at,
+        "stopRequestedAt": status.stop_requested_at,
+        "progress": status.progress,
+        "rounds": status.precopy.as_ref().map(|p| &p.rounds),
+        "frozen": status.precopy.as_ref().map(|p| p.frozen),
+        "estimate": spec.estimate,
+        "downtime": status.downtime,
+        "lastError": status.last_error,
+    })
 }
 
 fn exposition(shown: &Shown) -> Response {

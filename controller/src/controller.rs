@@ -94,6 +94,10 @@ async fn term(
         let wiring = wiring.clone();
         move |metrics| wiring.refresh(metrics)
     })));
+    shown.moves_from(Some(Box::new({
+        let wiring = wiring.clone();
+        move |namespace, name| wiring.open_move(namespace, name)
+    })));
     let mut running = tokio::spawn(wiring.run(namespaces));
     let election = match options.leader_elect {
         false => None,
@@ -128,6 +132,7 @@ async fn term(
     gate.close(PATIENCE).await;
     running.abort();
     shown.refresh_with(None);
+    shown.moves_from(None);
     if let Some(election) = election.filter(|_| stops && leadership.may_act()) {
         lease::release(cluster.client.clone(), &election, &leadership).await;
     }

@@ -317,6 +317,11 @@ impl Wiring {
         events::publish(store, identity, &object.object_ref(&()), None, &happening).await;
     }
 
+    /// A move that runs, as it is right now.
+    pub fn open_move(&self, namespace: &str, name: &str) -> Option<berth_core::records::Record> {
+        self.engine.open_move(&Key::new(namespace, name))
+    }
+
     /// Brings up to date what is counted only when somebody asks.
     pub fn refresh(&self, metrics: &Metrics) {
         let placements = self.store.placements.list(|_| true);

@@ -10,8 +10,8 @@ use serde::{Deserialize, Serialize};
 use crate::common::is_false;
 use crate::placement::{Live, Warm};
 use crate::{
-    Condition, GoDuration, GuardPair, InstanceType, Location, Method, MicroTime, OperationRef, Outcome, Overrides,
-    Power, Snapshots, Step, Stop, Transfer, schema,
+    Condition, Estimate, GoDuration, GuardPair, InstanceType, Location, Method, MicroTime, OperationRef, Outcome,
+    Overrides, Power, Snapshots, Step, Stop, Transfer, schema,
 };
 
 /// The plan that was decided. Nothing of it changes later, but `cancel`.
@@ -40,7 +40,7 @@ use crate::{
 #[x_kube(
     validation = Rule::new(schema::same(&["placement", "placementUID", "attempt", "planDigest", "method", "guard", "transfer", "instanceType", "powerAfter", "snapshots", "stop", "keepSource"]))
         .message("the spec of an InstanceMove is the plan that was decided and cannot be changed, but for cancel: change the InstancePlacement"),
-    validation = Rule::new(schema::same_optional(&["generation", "warm", "live", "timeout", "dropped"]))
+    validation = Rule::new(schema::same_optional(&["generation", "warm", "live", "timeout", "dropped", "estimate", "inputs"]))
         .message("the spec of an InstanceMove is the plan that was decided and cannot be changed, but for cancel: change the InstancePlacement"),
     validation = Rule::new(schema::same(&["from", "to"]))
         .message("from and to of an InstanceMove cannot be changed: change spec.target of the InstancePlacement"),
@@ -98,6 +98,13 @@ pub struct InstanceMoveSpec {
     /// Undone if not committed within this time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout: Option<GoDuration>,
+    /// What it was expected to take when it was decided.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub estimate: Option<Estimate>,
+    /// Stands for what the method depends on: if it fails it is not tried again until this changes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 80))]
+    pub inputs: Option<String>,
     /// Changes to the configuration, resolved.
     #[serde(default, skip_serializing_if = "Overrides::is_empty")]
     pub overrides: Overrides,
@@ -258,6 +265,9 @@ pub struct InstanceMoveStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 253))]
     pub transferred: Option<String>,
+    /// What was copied while the instance ran (Warm).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub precopy: Option<Precopy>,
     /// Why it is being, or was, undone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub undo: Option<UndoCause>,
@@ -320,6 +330,39 @@ pub struct Progress {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0))]
     pub round: Option<i32>,
+}
+
+/// What a Warm move copied so far, and what it must clean up.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Precopy {
+    /// The rounds that ended well, in order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 128), extend("x-kubernetes-list-type" = "atomic"))]
+    pub rounds: Vec<Round>,
+    /// Names of the temporary snapshots, each recorded before it was asked for; deleted on both sides at the end.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "schema::texts")]
+    pub snapshots: Vec<String>,
+    /// How long the guest was frozen for it, measured. Part of the downtime.
+    #[serde(default, skip_serializing_if = "GoDuration::is_zero")]
+    #[schemars(extend("default" = "0s"))]
+    pub frozen: GoDuration,
+    /// Whether the last round, made after the stop, has ended well.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub complete: bool,
+}
+
+/// One round of copying.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Round {
+    /// Bytes sent, as far as the servers told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
+    pub bytes: Option<i64>,
+    /// How long it took.
+    pub duration: GoDuration,
 }
 
 /// Names that only one move uses, recorded before the first use.

@@ -169,6 +169,10 @@ reasons! {
     InvalidSpec => Stalled,
     /// The move is expected to stop the instance for longer than `maxDowntime`.
     DowntimeTooLong => Stalled,
+    /// Between these two pools every round of a Warm move sends everything again, so it would be no better than a Cold one.
+    NotIncremental => Stalled,
+    /// The guest stands still while it is copied from its pool, so a Warm move would be no better than a Cold one.
+    GuestFrozen => Stalled,
 
     // InstanceCopy
     /// The copy is as fresh as it should be.

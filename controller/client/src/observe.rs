@@ -33,6 +33,8 @@ pub enum RequestClass {
     Instance,
     /// The snapshots of one instance.
     Snapshots,
+    /// State of one instance.
+    State,
     /// The list of operations.
     Operations,
     /// A merging change of an instance.
@@ -73,6 +75,7 @@ impl RequestClass {
             RequestClass::Inventory => "inventory",
             RequestClass::Instance => "instance",
             RequestClass::Snapshots => "snapshots",
+            RequestClass::State => "state",
             RequestClass::Operations => "operations",
             RequestClass::Patch => "patch",
             RequestClass::Put => "put",

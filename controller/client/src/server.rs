@@ -16,7 +16,7 @@ use serde::de::IgnoredAny;
 use crate::answer::Answer;
 use crate::http::{Call, HttpServer, INVENTORY, UNCONDITIONAL};
 use crate::observe::RequestClass;
-use crate::wire::{InstanceWire, SnapshotWire};
+use crate::wire::{InstanceWire, SnapshotWire, StateWire};
 use crate::{bodies, path};
 
 /// How long the end of a `PUT` that became an operation is waited for; it takes some 50 ms.
@@ -78,6 +78,16 @@ impl Server for HttpServer {
             format!("list the volumes of pool {pool}"),
         );
         Ok(names(self.list(&call).await?))
+    }
+
+    async fn size(&self, at: &InstanceRef) -> Result<Option<i64>> {
+        let call = Call::get(
+            RequestClass::State,
+            path::instance(at, "/state"),
+            format!("ask for the size of {at}"),
+        );
+        let (state, _) = self.read::<StateWire>(&call).await?;
+        Ok(state.size())
     }
 
     async fn operations(&self) -> Result<Vec<Operation>> {

@@ -1,6 +1,8 @@
 //! The servers' objects as JSON gives them, and their way into the model. Absent, `null` and empty are one and the same
 //! for lists and maps; fields that are not used are not read.
 
+use std::collections::BTreeMap;
+
 use berth_core::model::{
     Config, Devices, Instance, InstanceKind, InstanceRef, Member, MemberStatus, Network, Pool, Power, Profile, Project,
     Snapshot,
@@ -140,6 +142,26 @@ impl SnapshotWire {
             expires_at: Some(self.expires_at).filter(|e| !e.is_empty() && !e.starts_with("0001-")),
             config: self.config,
         }
+    }
+}
+
+/// What is read of an instance's state: how large its disk is.
+#[derive(Deserialize)]
+pub(crate) struct StateWire {
+    #[serde(default, deserialize_with = "nullable")]
+    disk: BTreeMap<String, DiskWire>,
+}
+
+#[derive(Deserialize)]
+struct DiskWire {
+    #[serde(default, deserialize_with = "nullable")]
+    usage: i64,
+}
+
+impl StateWire {
+    /// Bytes of the largest disk, which is the root; pools that do not know say nothing, or zero.
+    pub(crate) fn size(&self) -> Option<i64> {
+        self.disk.values().map(|d| d.usage).max().filter(|b| *b > 0)
     }
 }
 

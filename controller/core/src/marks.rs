@@ -83,6 +83,11 @@ pub fn unique_name(random: &str, name: &str) -> String {
     s.trim_end_matches('-').to_owned()
 }
 
+/// A name for a temporary snapshot that only one intent ever used.
+pub fn temporary_snapshot(random: &str) -> String {
+    format!("berth-{random}")
+}
+
 /// Whether `name` is one that both products accept for an instance (fact sheet 12).
 pub fn valid_name(name: &str) -> bool {
     !name.is_empty()

@@ -244,6 +244,8 @@ pub trait Server: Send + Sync {
     async fn backups(&self, at: &InstanceRef) -> Result<Vec<String>>;
     /// Names of the custom volumes of a pool that a project sees.
     async fn volumes(&self, pool: &str, project: &str) -> Result<Vec<String>>;
+    /// Bytes that the instance's disk takes; `None` where its pool does not say.
+    async fn size(&self, at: &InstanceRef) -> Result<Option<i64>>;
     /// The operations that run now.
     async fn operations(&self) -> Result<Vec<Operation>>;
     /// Merges `change` into the instance if its entity tag still is `etag`.

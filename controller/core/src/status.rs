@@ -2,8 +2,8 @@
 //! absolute times, so that a status that says the same is the same.
 
 use berth_api::conditions::{self, ConditionStatus, LEFTOVER_PENDING, READY, RECONCILING, STALLED};
-use berth_api::placement::{BoundInstance, CurrentMove, MoveSummary};
-use berth_api::{InstancePlacementStatus, InstanceType, Location, Outcome, Reason, ReasonKind, Step, Time};
+use berth_api::placement::{BoundInstance, CurrentMove, FailedMethod, MoveSummary};
+use berth_api::{InstancePlacementStatus, InstanceType, Location, Method, Outcome, Reason, ReasonKind, Step, Time};
 use jiff::{SignedDuration, Timestamp, Unit};
 
 use crate::model::InstanceKind;
@@ -134,6 +134,20 @@ pub fn remember(status: &mut InstancePlacementStatus, record: &Record, generatio
             status.committed_moves = Some(status.committed_moves.unwrap_or(0) + 1);
             (status.failures, status.retry_at) = (None, None);
         }
+        Outcome::Undone if failed_method(record) => {
+            let undo = record.status.undo.clone().unwrap_or_default();
+            let method = record.spec.method;
+            status.failed_methods.retain(|f| f.method != method);
+            status.failed_methods.push(FailedMethod {
+                method,
+                reason: undo.reason,
+                message: undo.message,
+                inputs: record.spec.inputs.clone().unwrap_or_default(),
+                at: Time(at.unwrap_or_default()),
+            });
+            // the next method is tried at once
+            status.retry_at = None;
+        }
         Outcome::Undone if failed(record) => {
             let failures = status.failures.unwrap_or(0) + 1;
             let wait = (BACKOFF.0 << (failures - 1).clamp(0, 6)).min(BACKOFF.1);
@@ -144,6 +158,19 @@ pub fn remember(status: &mut InstancePlacementStatus, record: &Record, generatio
         }
         Outcome::Undone | Outcome::Cancelled | Outcome::NeedsAttention => {}
     }
+}
+
+/// Whether it was the method that failed, and not a daemon or a link. Cold has nothing below it to fall back to.
+fn failed_method(record: &Record) -> bool {
+    let of_method = [
+        Reason::NotIncremental,
+        Reason::GuestFrozen,
+        Reason::DowntimeTooLong,
+        Reason::MethodImpossible,
+        Reason::TargetRefused,
+    ];
+    let cause = record.status.undo.as_ref().map(|u| u.reason.as_str());
+    record.spec.method != Method::Cold && of_method.iter().any(|r| Some(r.as_str()) == cause)
 }
 
 /// Whether a move was undone because something failed, not because somebody wanted it.

@@ -2,10 +2,11 @@
 //! moves per server. Only memory: what is stored counts, and every write goes by its version.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use berth_api::server::Limits;
 use berth_core::moves::is_internal;
+use berth_core::plan::Lessons;
 use berth_core::records::Record;
 use berth_core::status;
 use jiff::Timestamp;
@@ -30,6 +31,8 @@ struct Inner {
     reserved: HashMap<String, Route>,
     /// Copies that are being made: between which servers, and the uuid of what is copied.
     copies: HashMap<Key, (Route, String)>,
+    /// What those that ended taught.
+    lessons: Arc<Lessons>,
 }
 
 /// Between which servers a move goes, by fingerprint.
@@ -128,6 +131,11 @@ impl Book {
         lock(&self.inner).last.get(uid).cloned()
     }
 
+    /// What the moves that ended taught.
+    pub fn lessons(&self) -> Arc<Lessons> {
+        lock(&self.inner).lessons.clone()
+    }
+
     /// Names of all records that are not finished.
     pub fn open_names(&self) -> Vec<String> {
         lock(&self.inner).open.keys().map(|k| k.name.clone()).collect()
@@ -206,6 +214,7 @@ impl Inner {
             return;
         }
         self.open.remove(&key);
+        Arc::make_mut(&mut self.lessons).learn(&record);
         let last = self.last.get(&record.spec.placement_uid);
         if last.is_some_and(|l| l.spec.attempt > record.spec.attempt) {
             return;

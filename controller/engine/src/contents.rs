@@ -22,6 +22,10 @@ impl Engine {
         let Some(located) = verdict.located.clone().filter(|_| about_a_move) else {
             return self.plan(key, desired, None);
         };
+        if let Some(located) = self.sizes().missing(&verdict) {
+            let follower = self.registry().follower(&Key::new(&desired.namespace, &located.server));
+            self.sizes().ask(&located, follower.map(|f| f.server())).await;
+        }
         match self.contents(desired, &located).await {
             Ok(contents) => self.plan(key, desired, Some(contents)),
             Err(error) => {

@@ -21,6 +21,7 @@ use crate::happenings::{self, Happening};
 use crate::placements::Placements;
 use crate::power::{self, PowerChanges};
 use crate::registry::{Registry, Usage};
+use crate::sizes::Sizes;
 use crate::{Change, Changes, Env, Key, lock};
 
 /// When to look again at a move that waits only for a server that does not answer.
@@ -37,6 +38,7 @@ pub struct Engine {
     placements: Placements,
     power: PowerChanges,
     copies: Copies,
+    sizes: Sizes,
     /// Held while slots are looked at and taken.
     starting: Mutex<()>,
 }
@@ -84,6 +86,7 @@ impl Engine {
             power: PowerChanges::default(),
             copies: Copies::new(changes.clone()),
             changes,
+            sizes: Sizes::default(),
             starting: Mutex::default(),
         }
     }
@@ -98,6 +101,10 @@ impl Engine {
 
     pub(crate) fn driver(&self) -> &Driver {
         &self.driver
+    }
+
+    pub(crate) fn sizes(&self) -> &Sizes {
+        &self.sizes
     }
 
     pub(crate) fn power(&self) -> &PowerChanges {
@@ -133,6 +140,16 @@ impl Engine {
     /// Everything known of one server, for its status.
     pub fn server(&self, key: &Key) -> Option<ServerView> {
         self.registry.view(key, &self.book.usage(self.env.now()))
+    }
+
+    /// A move that is not over, as it is this very moment: its record is written less often than its transfer goes on.
+    pub fn open_move(&self, key: &Key) -> Option<Record> {
+        let mut record = self.book.get(key)?;
+        if let Some(told) = self.driver.tasks().progress(key) {
+            let known = record.status.progress.unwrap_or_default();
+            record.status.progress = Some(berth_core::moves::measured(known, told));
+        }
+        Some(record)
     }
 
     /// The placements that have to be looked at after a change.
@@ -401,8 +418,7 @@ impl Engine {
     /// What to do about a placement without a move in the way. If that is a move, its slots are taken.
     pub(crate) fn plan(&self, key: &Key, desired: &Desired, contents: Option<Contents>) -> Verdict {
         let now = self.env.now();
-        let mut usage = self.book.usage(now);
-        let (mut world, located) = self.world(desired, &usage, contents);
+        let (mut world, _) = self.world(desired, &self.book.usage(now), contents);
         let mut verdict = plan::plan(desired, &world, now);
         let mut waits_for = None;
         let decided = &verdict.decision;
@@ -415,7 +431,7 @@ impl Engine {
                 }
         ) {
             let _starting = lock(&self.starting);
-            usage = self.book.usage(now);
+            let mut usage = self.book.usage(now);
             self.placements.keep_for_older(key, &mut usage, &self.registry);
             world.servers = self.registry.views(&desired.namespace, &usage);
             verdict = plan::plan(desired, &world, now);
@@ -427,7 +443,7 @@ impl Engine {
                 } => {
                     let target = world.servers.get(&desired.spec.target.server);
                     let to = target.and_then(|v| v.fingerprint().map(str::to_owned));
-                    let from = located.map(|l| l.fingerprint);
+                    let from = verdict.located.as_ref().map(|l| l.fingerprint.clone());
                     waits_for = from.zip(to).map(|(from, to)| Route { from, to });
                 }
                 _ => {}
@@ -456,9 +472,12 @@ impl Engine {
                 .collect(),
             open_moves: self.book.open_names(),
             contents,
+            lessons: self.book.lessons(),
+            size: None,
         };
         let located = plan::locate(desired, &world);
         if let Some(located) = &located {
+            world.size = self.sizes.of(located);
             self.placements.located(desired, located);
             let uuid = located.instance.uuid();
             world.claims = uuid

@@ -7,10 +7,12 @@
 //! | `in_place`, `power` | what is done without a move: power state, stale marks |
 //! | `copies` | one InstanceCopy after the other: look, step, record, effect |
 //! | `sweep` | copies that late requests left behind |
+//! | `sizes` | how large instances are that are about to be moved |
 //! | `book`, `placements` | what is remembered of records and placements: slots, claims, whom a change concerns |
 //! | [`registry`] | the servers by namespace and name; those of one fingerprint share inventory and limits |
 //! | [`inventory`], `primaries` | follows one server: events first, then facts and one list, then only what changed |
 //! | [`drive`] | passes over one open move: read, step, write the record, effect |
+//! | `freeze` | how long a guest stands still while its disk is worked on |
 //! | `tasks`, `transfer` | carries out effects in the background and keeps each outcome until a step has seen it |
 //! | `happenings` | what is worth telling people once |
 //!
@@ -26,6 +28,7 @@ mod contents;
 mod copies;
 pub mod drive;
 mod engine;
+mod freeze;
 mod happenings;
 mod in_place;
 pub mod inventory;
@@ -33,6 +36,7 @@ mod placements;
 mod power;
 mod primaries;
 pub mod registry;
+mod sizes;
 mod sweep;
 mod tasks;
 mod transfer;

@@ -7,12 +7,13 @@ use std::time::Duration;
 
 use berth_api::moves::MoveNames;
 use berth_core::model::{InstanceRef, Power};
-use berth_core::moves::{Effect, EffectKind, Outcome, Request, Task};
+use berth_core::moves::{Effect, EffectKind, Outcome, Request, Spent, Task};
 use berth_core::server::{FailureKind, PowerAction, Progress, Result, Server, ServerError};
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep};
 
+use crate::freeze;
 use crate::transfer::{self, Side};
 use crate::{Change, Changes, Key, lock};
 
@@ -45,11 +46,23 @@ struct Shared {
 
 #[derive(Default)]
 struct State {
-    result: Option<Result<()>>,
+    result: Option<(Result<()>, Spent)>,
     progress: Option<Progress>,
     shown: Option<(Instant, Progress)>,
     /// Whether a pass waits for the end: then nobody else has to be told.
     awaited: bool,
+}
+
+impl State {
+    /// What one end told: the two are not equally far, and only one of them may tell at all.
+    fn further(&mut self, told: Progress) {
+        let known = self.progress.unwrap_or_default();
+        self.progress = Some(Progress {
+            bytes: told.bytes.max(known.bytes),
+            bytes_per_second: told.bytes_per_second,
+            percent: told.percent,
+        });
+    }
 }
 
 /// The two ends of a transfer.
@@ -97,10 +110,11 @@ impl Tasks {
     pub fn outcome(&self, record: &Key) -> Option<Outcome> {
         let slots = lock(&self.slots);
         let shared = &slots.get(record)?.shared;
-        let result = lock(&shared.state).result.clone()?;
+        let (result, spent) = lock(&shared.state).result.clone()?;
         Some(Outcome {
             effect: shared.effect,
             result,
+            spent,
         })
     }
 
@@ -166,15 +180,18 @@ impl Tasks {
         let (running, changes, key) = (shared.clone(), self.changes.clone(), record.clone());
         let task = tokio::spawn(async move {
             let began = Instant::now();
-            let result = perform(effect, server.as_ref(), pair, &running).await;
-            let milliseconds = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+            let watched = freeze::watched(&effect, &server, pair.as_ref());
+            let (result, frozen) = freeze::during(perform(effect, server.as_ref(), pair, &running), watched).await;
+            let time = began.elapsed();
+            let milliseconds = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
             match &result {
                 Ok(()) => tracing::info!(record = %key, effect = ?running.effect, milliseconds, "done"),
                 Err(e) => tracing::warn!(record = %key, effect = ?running.effect, milliseconds, error = %e, "failed"),
             }
             let awaited = {
                 let mut state = lock(&running.state);
-                state.result = Some(result);
+                let bytes = state.progress.map(|p| p.bytes);
+                state.result = Some((result, Spent { time, bytes, frozen }));
                 state.awaited
             };
             running.ended.send_replace(true);
@@ -220,7 +237,7 @@ async fn perform(effect: Effect, server: &dyn Server, pair: Option<Pair>, shared
                     "an end does not answer",
                 ));
             };
-            let progress = |p| lock(&shared.state).progress = Some(p);
+            let progress = |p| lock(&shared.state).further(p);
             return transfer::run(*transfer, source, target, shared.cancel.subscribe(), &progress).await;
         }
         // only a transfer can be cancelled, and then it is still in hand: see `Tasks::cancel`

@@ -97,24 +97,47 @@ async fn ended(server: &dyn Server, operation: &OperationId, deadline: Option<In
     }
 }
 
+/// Servers count every volume and snapshot of a transfer from zero.
+#[derive(Default)]
+struct Meter {
+    before: i64,
+    last: i64,
+}
+
+impl Meter {
+    /// All bytes so far.
+    fn all(&mut self, told: Progress) -> Progress {
+        if told.bytes < self.last {
+            self.before += self.last;
+        }
+        self.last = told.bytes;
+        Progress {
+            bytes: self.before + self.last,
+            ..told
+        }
+    }
+}
+
 /// The end of an operation, from whichever tells it first: the wait or the event stream.
 async fn followed(side: &mut Side, operation: &OperationId, progress: &(dyn Fn(Progress) + Send + Sync)) -> Ended {
     let server = side.server.clone();
     let waiting = ended(server.as_ref(), operation, None);
     tokio::pin!(waiting);
+    let mut meter = Meter::default();
     loop {
         tokio::select! {
             ended = &mut waiting => return ended,
             event = side.events.recv() => match event {
-                Ok((told, state)) if told.id == *operation => match state {
-                    OperationState::Succeeded => return Ended::Succeeded,
-                    OperationState::Failed(message) => return Ended::Failed(message),
-                    OperationState::Running | OperationState::Gone => {
-                        if let Some(p) = told.progress {
-                            progress(p);
-                        }
+                Ok((told, state)) if told.id == *operation => {
+                    if let Some(p) = told.progress {
+                        progress(meter.all(p));
                     }
-                },
+                    match state {
+                        OperationState::Succeeded => return Ended::Succeeded,
+                        OperationState::Failed(message) => return Ended::Failed(message),
+                        OperationState::Running | OperationState::Gone => {}
+                    }
+                }
                 Ok(_) | Err(RecvError::Lagged(_)) => {}
                 Err(RecvError::Closed) => return waiting.await,
             },
@@ -207,6 +230,7 @@ async fn open(transfer: Transfer, source: &Side, target: &Side) -> Result<(Opera
     let Transfer {
         mode,
         from,
+        running: _,
         mut offer,
         mut accept,
     } = transfer;
@@ -233,5 +257,21 @@ async fn open(transfer: Transfer, source: &Side, target: &Side) -> Result<(Opera
             }
             Err(error)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_bytes_of_several_volumes_add_up() {
+        let mut meter = Meter::default();
+        let told = |bytes| Progress {
+            bytes,
+            ..Progress::default()
+        };
+        let all: Vec<i64> = [10, 30, 5, 20].into_iter().map(|b| meter.all(told(b)).bytes).collect();
+        assert_eq!(all, [10, 30, 35, 50]);
     }
 }

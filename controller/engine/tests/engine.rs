@@ -6,6 +6,7 @@ mod town;
 
 use std::time::Duration;
 
+use berth_api::Method;
 use berth_api::placement::PowerState;
 use berth_api::server::Limits;
 use berth_core::model::{Power, Product};
@@ -64,7 +65,8 @@ fn somebody_moves_it_away_and_it_comes_back() {
         town.place("web-1", "a", |_| {});
         town.until_placed("web-1", "a").await;
         assert_eq!(town.records().len(), 2);
-        assert_eq!(town.status("web-1").moves.len(), 2);
+        town.until("both moves are remembered", |t| t.status("web-1").moves.len() == 2)
+            .await;
     });
 }
 
@@ -404,11 +406,11 @@ fn an_instance_that_a_late_request_of_a_finished_move_stops_is_started_again() {
         let told_unknown = Fault::Late(Caller::IsToldUnknown);
         town.world
             .set_hook(move |_, w| (w.nth == 5 && format!("{:?}", w.write).contains("Stop")).then_some(told_unknown));
-        town.place("web-1", "b", |_| {});
+        town.place("web-1", "b", |s| s.methods = vec![Method::Cold]);
         town.until_placed("web-1", "b").await;
         let late = town.world.late();
         assert_eq!(late.len(), 1, "the stop is still under way");
-        town.place("web-1", "a", |_| {});
+        town.place("web-1", "a", |s| s.methods = vec![Method::Cold]);
         town.until_placed("web-1", "a").await;
         let _ = town.world.deliver_late(late[0].id);
         let power = |t: &Town| t.world.instance("a", &at("web-1")).unwrap().power;

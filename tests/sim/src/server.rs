@@ -18,6 +18,9 @@ use crate::world::World;
 use crate::writes::{Answer, Failure, Write};
 use crate::{config, view};
 
+/// Bytes that every instance takes.
+const SIZE: i64 = 200 << 20;
+
 /// A server as one controller sees it.
 #[derive(Clone)]
 pub struct SimServer {
@@ -129,6 +132,17 @@ impl Server for SimServer {
 
     async fn volumes(&self, _: &str, _: &str) -> Result<Vec<String>> {
         self.read("volumes", |_| Vec::new()).await
+    }
+
+    async fn size(&self, at: &InstanceRef) -> Result<Option<i64>> {
+        // pools without volumes of their own do not say
+        let of = |h: &Host| {
+            let i = h.instances.get(at)?;
+            Some((h.driver(&i.pool) != "dir").then_some(SIZE))
+        };
+        let found = self.read("size", of).await?;
+        let attempted = || format!("ask for the size of {at} on {}", self.server);
+        found.ok_or_else(|| ServerError::new(FailureKind::NotFound, attempted(), "Instance not found"))
     }
 
     async fn operations(&self) -> Result<Vec<Operation>> {

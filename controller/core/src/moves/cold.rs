@@ -3,7 +3,8 @@
 
 use std::time::Duration;
 
-use berth_api::{GuardKind, MicroTime, Reason, Step};
+use berth_api::moves::Progress;
+use berth_api::{GuardKind, InstanceMoveSpec, MicroTime, Reason, Step};
 
 use super::body::incoming_definition;
 use super::effect::{EffectKind, End, Request, Transfer, Wiring};
@@ -11,7 +12,7 @@ use super::pass::{Pass, Transition};
 use super::verify;
 use super::view::{Copy, EndView, Wish, source_places};
 use crate::marks::{self, Role};
-use crate::model::{Change, InstanceRef, Power};
+use crate::model::{Change, Definition, InstanceRef, Power};
 use crate::server::{AcceptRequest, FailureKind, OfferRequest, Operation, ServerError};
 
 /// A target that does not answer for that long while the instance is stopped is given up.
@@ -41,10 +42,11 @@ pub(super) fn accepted(p: &mut Pass<'_>) -> Transition {
     }
     if p.carries_mark(instance) && !instance.ephemeral {
         p.advance(Step::Marked);
-        return if super::is_internal(&p.record) {
-            super::internal::marked(p)
-        } else {
-            marked(p)
+        return match (super::is_internal(&p.record), super::is_warm(&p.record)) {
+            (true, _) => super::internal::marked(p),
+            // the target was not read yet
+            (false, true) => p.go_on(),
+            (false, false) => marked(p),
         };
     }
     if let Some(t) = retry_or_undo(p, EffectKind::Mark) {
@@ -142,7 +144,7 @@ pub(super) fn stop_source(p: &mut Pass<'_>, source: &Copy) -> Transition {
 }
 
 /// From here on nobody can start the source: guard and `boot.autostart=false` in one conditional request.
-fn guard_source(p: &mut Pass<'_>, source: &Copy) -> Transition {
+pub(super) fn guard_source(p: &mut Pass<'_>, source: &Copy) -> Transition {
     let instance = &source.fresh.instance;
     if p.record.status.stopped_at.is_none() {
         p.record.status.stopped_at = Some(MicroTime(p.now));
@@ -196,7 +198,7 @@ pub(super) fn stopped(p: &mut Pass<'_>) -> Transition {
     };
     if p.succeeded(EffectKind::Transfer) {
         p.record.status.transferred = p.incoming().map(str::to_owned);
-        p.record.status.progress = None;
+        p.sent_all();
         p.advance(Step::Transferred);
         return verify::transferred(p);
     }
@@ -210,11 +212,32 @@ pub(super) fn stopped(p: &mut Pass<'_>) -> Transition {
         }
     }
     let definition = incoming_definition(&p.record.spec, &p.record.name, &source.fresh.instance, facts);
-    transfer(p, source, definition)
+    transfer(p, source, definition, Sending::whole(&p.record.spec))
+}
+
+/// What a transfer sends.
+pub(super) struct Sending {
+    /// No snapshots.
+    pub instance_only: bool,
+    /// The disk as it was in that snapshot.
+    pub snapshot: Option<String>,
+    /// Onto the copy that there is.
+    pub refresh: bool,
+}
+
+impl Sending {
+    /// Everything that travels, onto a new copy.
+    pub fn whole(spec: &InstanceMoveSpec) -> Self {
+        Self {
+            instance_only: spec.snapshots == berth_api::Snapshots::Exclude,
+            snapshot: None,
+            refresh: false,
+        }
+    }
 }
 
 /// The outcome of a transfer was lost: whether the copy is complete cannot be seen, so it is deleted, never touched.
-fn clear_lost_transfer(p: &mut Pass<'_>, at: &InstanceRef) -> Option<Transition> {
+pub(super) fn clear_lost_transfer(p: &mut Pass<'_>, at: &InstanceRef) -> Option<Transition> {
     let view = p.view;
     if let Some(t) = cancel_lost_operation(p) {
         return Some(t);
@@ -269,14 +292,20 @@ pub(super) fn leftover_fix(p: &Pass<'_>, at: &InstanceRef) -> String {
     )
 }
 
-fn transfer(p: &mut Pass<'_>, source: &Copy, definition: crate::model::Definition) -> Transition {
-    let name = marks::unique_name(&p.view.random, &p.record.spec.to.name);
+/// Asks for a transfer. A new copy gets a name that was never used before, recorded first.
+pub(super) fn transfer(p: &mut Pass<'_>, source: &Copy, definition: Definition, what: Sending) -> Transition {
+    let current = p.incoming().filter(|_| what.refresh).map(str::to_owned);
+    let name = current.unwrap_or_else(|| marks::unique_name(&p.view.random, &p.record.spec.to.name));
     p.set_incoming(&name);
     p.record.status.transferred = None;
+    let total = p.record.spec.estimate.and_then(|e| e.bytes);
+    p.record.status.progress = Some(Progress {
+        total_bytes: total.filter(|_| !what.refresh),
+        ..Default::default()
+    });
     let instance = &source.fresh.instance;
     let to = &p.record.spec.to;
     let at = InstanceRef::new(&to.project, &name);
-    let instance_only = p.record.spec.snapshots == berth_api::Snapshots::Exclude;
     let mode = if p.record.spec.transfer == berth_api::Transfer::Push {
         Wiring::Push
     } else {
@@ -285,10 +314,11 @@ fn transfer(p: &mut Pass<'_>, source: &Copy, definition: crate::model::Definitio
     let request = Transfer {
         mode,
         from: instance.at.clone(),
+        running: instance.may_run(),
         offer: OfferRequest {
             live: false,
-            instance_only,
-            snapshot: None,
+            instance_only: what.instance_only,
+            snapshot: what.snapshot,
             push_to: None,
         },
         accept: AcceptRequest {
@@ -297,8 +327,8 @@ fn transfer(p: &mut Pass<'_>, source: &Copy, definition: crate::model::Definitio
             definition,
             member: to.member.clone(),
             live: false,
-            instance_only,
-            refresh: false,
+            instance_only: what.instance_only,
+            refresh: what.refresh,
             exclude_older: false,
             pull_from: None,
         },
@@ -319,7 +349,7 @@ fn is_full(message: &str) -> bool {
         .any(|words| message.contains(words))
 }
 
-fn transfer_failed(p: &mut Pass<'_>, e: &ServerError) -> Transition {
+pub(super) fn transfer_failed(p: &mut Pass<'_>, e: &ServerError) -> Transition {
     if is_full(&e.message) {
         let (from, to) = (&p.record.spec.from, &p.record.spec.to);
         let pool = to.pool.as_deref().unwrap_or("default");

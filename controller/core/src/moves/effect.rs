@@ -34,6 +34,8 @@ pub enum EffectKind {
     RemoveSnapshot,
     /// The transfer of all data.
     Transfer,
+    /// The copy gets the configuration that the source had at the stop.
+    Align,
     /// The copy takes its real name.
     Name,
     /// The copy becomes the owner and loses its guard.
@@ -69,6 +71,7 @@ impl EffectKind {
             EffectKind::Snapshot => "take a snapshot of the source",
             EffectKind::RemoveSnapshot => "delete a snapshot",
             EffectKind::Transfer => "transfer the instance",
+            EffectKind::Align => "bring the copy's configuration up to date",
             EffectKind::Name => "give the copy its name",
             EffectKind::Own => "lift the guard of the target",
             EffectKind::CloudInit => "write the cloud-init id back",
@@ -162,6 +165,8 @@ pub struct Transfer {
     pub mode: Wiring,
     /// The instance on the source.
     pub from: InstanceRef,
+    /// Whether it runs meanwhile.
+    pub running: bool,
     /// What the source's end is asked (the engine fills in `push_to`).
     pub offer: OfferRequest,
     /// What the target's end is asked (the engine fills in `pull_from`).

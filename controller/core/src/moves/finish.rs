@@ -8,6 +8,7 @@ use berth_api::{GoDuration, GuardKind, MicroTime, Outcome as MoveOutcome, Power 
 use super::effect::{EffectKind, End, Request};
 use super::pass::{Pass, Transition};
 use super::view::{Copy, EndView};
+use super::warm::remove_temporary;
 use crate::marks::{self, Role};
 use crate::model::{Change, Definition, InstanceRef, Power};
 
@@ -58,8 +59,9 @@ pub(super) fn started_now(p: &mut Pass<'_>) {
         .as_ref()
         .filter(|_| p.record.spec.power_after == AfterPower::Running);
     if let Some(asked) = asked {
+        let frozen = p.record.status.precopy.as_ref().map_or(0, |w| w.frozen.as_millis());
         let millis = p.now.as_millisecond() - asked.0.as_millisecond();
-        p.record.status.downtime = Some(GoDuration::from_millis(millis));
+        p.record.status.downtime = Some(GoDuration::from_millis(millis + frozen));
     }
     p.advance(Step::Started);
     p.record.status.running_at = Some(MicroTime(p.now));
@@ -239,10 +241,13 @@ pub(super) fn retired(p: &mut Pass<'_>) -> Transition {
     if let Some(t) = remove_strays(p) {
         return t;
     }
-    if let Some(target) = p.target()
-        && let Some(t) = unmark(p, target, End::Target)
-    {
-        return t;
+    if let Some(target) = p.target() {
+        if let Some(t) = remove_temporary(p, target, End::Target) {
+            return t;
+        }
+        if let Some(t) = unmark(p, target, End::Target) {
+            return t;
+        }
     }
     p.advance(Step::Cleaned);
     p.finish(MoveOutcome::Succeeded)

@@ -7,17 +7,19 @@ mod effect;
 mod finish;
 mod internal;
 mod pass;
+pub mod rounds;
 mod undo;
 mod verify;
 mod view;
+mod warm;
 
-use berth_api::{Step, Transfer as TransferMode};
+use berth_api::{Method, Step, Transfer as TransferMode};
 use jiff::Timestamp;
 
-pub use body::incoming_definition;
+pub use body::{incoming_definition, plain_config};
 pub use effect::{Effect, EffectKind, End, Request, Transfer, Wiring};
-pub use pass::{Look, Transition};
-pub use view::{Copy, EndView, Outcome, Read, StopRules, Task, View, Wish, reads};
+pub use pass::{Look, Transition, measured};
+pub use view::{Copy, EndView, Outcome, Read, Spent, StopRules, Task, View, Wish, reads};
 
 use crate::records::Record;
 use pass::Pass;
@@ -25,6 +27,11 @@ use pass::Pass;
 /// Whether the server or cluster moves the instance itself.
 pub fn is_internal(record: &Record) -> bool {
     record.spec.transfer == TransferMode::Internal
+}
+
+/// Whether the instance is copied while it runs, and stopped for the last difference only.
+pub fn is_warm(record: &Record) -> bool {
+    record.spec.method == Method::Warm && !is_internal(record)
 }
 
 /// The next step of a move: the record to write first, then at most one effect, and when to look again.
@@ -47,6 +54,8 @@ pub fn step(record: &Record, view: &View, now: Timestamp) -> Transition {
     }
     match step {
         Step::Accepted => cold::accepted(&mut pass),
+        Step::Marked | Step::Precopied if is_warm(record) => warm::running(&mut pass),
+        Step::Stopped if is_warm(record) => warm::stopped(&mut pass),
         Step::Marked => cold::marked(&mut pass),
         Step::Stopped => cold::stopped(&mut pass),
         Step::Transferred => verify::transferred(&mut pass),

@@ -4,15 +4,15 @@
 use std::time::Duration;
 
 use berth_api::moves::{MoveError, Progress as MoveProgress, PutBack, StepRecord, UndoCause};
-use berth_api::{MicroTime, Outcome as MoveOutcome, Reason, Step};
+use berth_api::{GoDuration, MicroTime, Outcome as MoveOutcome, Reason, Step};
 use jiff::Timestamp;
 
 use super::effect::{Effect, EffectKind, End, Request};
-use super::view::{Copy, EndView, Task, View, Wish, source_places, target_places};
+use super::view::{Copy, EndView, Spent, Task, View, Wish, source_places, target_places};
 use crate::marks;
 use crate::model::{Instance, InstanceRef};
 use crate::records::Record;
-use crate::server::{FailureKind, ServerError};
+use crate::server::{FailureKind, Progress, ServerError};
 
 /// What to do with the record, and then.
 #[derive(Clone, Debug)]
@@ -115,13 +115,9 @@ impl<'a> Pass<'a> {
         let Task::Busy { effect, progress } = &self.view.task else {
             return None;
         };
-        if let (EffectKind::Transfer, Some(p)) = (effect, progress) {
-            self.record.status.progress = Some(MoveProgress {
-                percent: p.percent,
-                bytes: Some(p.bytes),
-                bytes_per_second: Some(p.bytes_per_second),
-                ..self.record.status.progress.unwrap_or_default()
-            });
+        if let (EffectKind::Transfer, Some(told)) = (effect, progress) {
+            let known = self.record.status.progress.unwrap_or_default();
+            self.record.status.progress = Some(measured(known, *told));
         }
         if *effect == EffectKind::Transfer && (step == Step::Undoing || self.undo_wished().is_some()) {
             if step != Step::Undoing {
@@ -150,7 +146,9 @@ impl<'a> Pass<'a> {
     pub fn finish(&mut self, outcome: MoveOutcome) -> Transition {
         self.record.status.outcome = Some(outcome.as_str().to_owned());
         self.record.status.finished_at = Some(MicroTime(self.now));
-        self.record.status.progress = None;
+        if outcome != MoveOutcome::Succeeded {
+            self.record.status.progress = None;
+        }
         self.go_on()
     }
 
@@ -212,6 +210,26 @@ impl<'a> Pass<'a> {
             .outcome
             .as_ref()
             .is_some_and(|o| o.effect == kind && o.result.is_ok())
+    }
+
+    /// A transfer has ended well: what it was in all stays in the record.
+    pub fn sent_all(&mut self) {
+        let spent = self.spent();
+        let millis = i64::try_from(spent.time.as_millis()).unwrap_or(i64::MAX).max(1);
+        let known = self.record.status.progress.unwrap_or_default();
+        self.record.status.progress = Some(MoveProgress {
+            percent: Some(100),
+            bytes: spent.bytes,
+            total_bytes: spent.bytes,
+            bytes_per_second: spent.bytes.map(|b| b.saturating_mul(1000) / millis),
+            eta: None,
+            ..known
+        });
+    }
+
+    /// What the effect that this step is told of took.
+    pub fn spent(&self) -> Spent {
+        self.view.outcome.as_ref().map(|o| o.spent).unwrap_or_default()
     }
 
     /// A failed effect that is simply made again: remembers the failure, and waits longer each time.
@@ -333,6 +351,26 @@ impl<'a> Pass<'a> {
     /// Whether a remembered boolean was true.
     pub fn kept_true(&self, key: &str) -> bool {
         self.kept(key).flatten() == Some("true")
+    }
+}
+
+/// How far a transfer is, from what the servers told and what was known of it before.
+pub fn measured(known: MoveProgress, told: Progress) -> MoveProgress {
+    let total = known.total_bytes.filter(|t| *t > 0);
+    // more than was expected is no more than nearly all
+    let of_total = total
+        .map(|t| told.bytes.saturating_mul(100) / t)
+        .map(|p| p.clamp(0, 99));
+    let left = total.map(|t| t.saturating_sub(told.bytes).max(0));
+    let seconds = left
+        .filter(|_| told.bytes_per_second > 0)
+        .map(|l| l / told.bytes_per_second);
+    MoveProgress {
+        percent: told.percent.or(of_total.and_then(|p| i32::try_from(p).ok())),
+        bytes: Some(told.bytes),
+        bytes_per_second: Some(told.bytes_per_second),
+        eta: seconds.map(|s| GoDuration::from_millis(s.saturating_mul(1000))),
+        ..known
     }
 }
 

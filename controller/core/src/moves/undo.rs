@@ -9,6 +9,7 @@ use super::effect::{EffectKind, End, Request};
 use super::finish::{put_back_cloud_init, remove_strays, restore_keys, unmark};
 use super::pass::{Pass, Transition};
 use super::view::{Copy, EndView, target_places};
+use super::warm::remove_temporary;
 use crate::marks;
 use crate::model::{Definition, InstanceRef, Power, Product};
 
@@ -23,8 +24,8 @@ pub(super) fn undoing(p: &mut Pass<'_>) -> Transition {
     if let Some(t) = p.wait_for_end(&view.source) {
         return t;
     }
-    let stop_may_hang = p.record.status.stopped_at.is_none();
-    if !stop_may_hang
+    let sends = p.record.status.stopped_at.is_some() || sends_to_the_copy(p);
+    if sends
         && !super::is_internal(&p.record)
         && let Some(t) = cancel_lost_operation(p)
     {
@@ -37,6 +38,11 @@ pub(super) fn undoing(p: &mut Pass<'_>) -> Transition {
     }
     if super::is_internal(&p.record) {
         return end(p);
+    }
+    if let Some(source) = p.source()
+        && let Some(t) = remove_temporary(p, source, End::Source)
+    {
+        return t;
     }
     if p.source().is_none() && p.target().is_some() {
         return last_copy(p);
@@ -52,6 +58,12 @@ pub(super) fn undoing(p: &mut Pass<'_>) -> Transition {
         return t;
     }
     end(p)
+}
+
+/// Whether the copy is being written right now, from a source that still runs.
+fn sends_to_the_copy(p: &Pass<'_>) -> bool {
+    let at = p.incoming().map(|n| InstanceRef::new(&p.record.spec.to.project, n));
+    at.is_some_and(|at| p.view.target.operation_on(&at).is_some())
 }
 
 /// Guard and marks off, everything put back, running again if it ran.

@@ -12,7 +12,7 @@ use super::finish;
 use super::pass::{Pass, Transition};
 use super::view::{Copy, EndView};
 use crate::marks::{self, Role};
-use crate::model::{Definition, Devices, Instance, InstanceRef, Power, ServerFacts};
+use crate::model::{Definition, Devices, Instance, InstanceRef, Power, ServerFacts, Snapshot};
 
 pub(super) fn transferred(p: &mut Pass<'_>) -> Transition {
     let (source, target, facts) = match both(p) {
@@ -114,14 +114,21 @@ fn difference(p: &Pass<'_>, source: &Copy, target: &Copy, facts: &ServerFacts) -
     }
     if p.record.spec.snapshots == berth_api::Snapshots::Include {
         let (have, got) = (
-            source.snapshots.as_deref()?,
+            lasting(p, source.snapshots.as_deref()?),
             target.snapshots.as_deref().unwrap_or_default(),
         );
-        if let Some(missing) = marks::missing_snapshot(have, got, p.now) {
+        if let Some(missing) = marks::missing_snapshot(&have, got, p.now) {
             return Some(format!("snapshot {} did not arrive", missing.name));
         }
     }
     None
+}
+
+/// Snapshots without those that are deleted at the end.
+fn lasting(p: &Pass<'_>, snapshots: &[Snapshot]) -> Vec<Snapshot> {
+    let ours = p.record.status.precopy.as_ref().map(|w| w.snapshots.as_slice());
+    let temporary = |s: &&Snapshot| ours.is_some_and(|o| o.contains(&s.name));
+    snapshots.iter().filter(|s| !temporary(s)).cloned().collect()
 }
 
 /// The copy's own devices, without the root disk that servers add where it comes from a profile: its pool was compared.

@@ -2,6 +2,7 @@
 //! wants of the move now. Also says which reads a step needs ([`reads`]), so that nothing else is asked for.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use berth_api::{Reason, Step};
 use jiff::Timestamp;
@@ -103,6 +104,19 @@ pub struct Outcome {
     pub effect: EffectKind,
     /// How it ended. For a transfer `Ok` means that success of both operations was seen.
     pub result: Result<(), ServerError>,
+    /// What it took.
+    pub spent: Spent,
+}
+
+/// What an effect took, as this process measured it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Spent {
+    /// From the first request to the end.
+    pub time: Duration,
+    /// Bytes sent, as far as the servers told.
+    pub bytes: Option<i64>,
+    /// How long the source's guest was seen frozen meanwhile.
+    pub frozen: Duration,
 }
 
 /// What the placement wants of a move that runs.
@@ -123,9 +137,11 @@ pub enum Wish {
 #[derive(Clone, Debug, PartialEq)]
 pub struct StopRules {
     /// How long the guest has.
-    pub timeout: std::time::Duration,
+    pub timeout: Duration,
     /// Whether it may be stopped by force when that time is over.
     pub force: bool,
+    /// How long it may be expected not to run.
+    pub max_downtime: Option<Duration>,
 }
 
 /// One read that a step needs.
@@ -179,32 +195,31 @@ pub fn target_places(record: &Record) -> Vec<InstanceRef> {
 pub fn reads(record: &Record) -> Vec<Read> {
     let step = record.status.step().unwrap_or(Step::Accepted);
     let verifying = matches!(step, Step::Transferred | Step::Stopped | Step::Verified);
+    let warm = super::is_warm(record);
+    // temporary snapshots that are to be deleted are read where that is done
+    let temporary = record.status.precopy.as_ref().is_some_and(|w| !w.snapshots.is_empty());
+    let at_source =
+        verifying || (temporary && matches!(step, Step::Precopied | Step::Undoing)) || (warm && step == Step::Marked);
+    let at_target = verifying || (temporary && step == Step::Retired);
+    let instance = |end, snapshots| move |at| Read::Instance { end, at, snapshots };
     let mut reads: Vec<Read> = source_places(record)
         .into_iter()
-        .map(|at| Read::Instance {
-            end: End::Source,
-            at,
-            snapshots: verifying,
-        })
+        .map(instance(End::Source, at_source))
         .collect();
     if super::is_internal(record) {
         reads.push(Read::Operations(End::Source));
         return reads;
     }
-    if matches!(step, Step::Accepted | Step::Marked) {
+    if step == Step::Accepted || (step == Step::Marked && !warm) {
         return reads;
     }
     if step == Step::Committed {
         reads.clear();
     }
-    reads.extend(target_places(record).into_iter().map(|at| Read::Instance {
-        end: End::Target,
-        at,
-        snapshots: verifying,
-    }));
-    let outcome_may_be_lost =
-        step == Step::Stopped && record.status.names.as_ref().is_some_and(|n| n.incoming.is_some());
-    if outcome_may_be_lost || step == Step::Undoing {
+    reads.extend(target_places(record).into_iter().map(instance(End::Target, at_target)));
+    let begun = record.status.names.as_ref().is_some_and(|n| n.incoming.is_some());
+    let transfers = matches!(step, Step::Stopped) || (warm && matches!(step, Step::Marked | Step::Precopied));
+    if (begun && transfers) || step == Step::Undoing {
         reads.push(Read::Operations(End::Target));
         reads.push(Read::Operations(End::Source));
     }

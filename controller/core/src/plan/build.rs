@@ -6,6 +6,7 @@ use berth_api::placement::{Plan, PlanMethod};
 use berth_api::{
     GuardKind, GuardPair, InstanceMoveSpec, InstanceType, Location, Method, Reason, Transfer, TransferMode, present,
 };
+use jiff::Timestamp;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
@@ -18,10 +19,12 @@ pub(super) struct Built {
     pub spec: InstanceMoveSpec,
     pub plan: Plan,
     pub blockers: Vec<Blocker>,
+    /// If no method is possible: when one may be tried again.
+    pub until: Option<Timestamp>,
 }
 
 /// The plan of the move that would mend the drift, and what stands against it.
-pub(super) fn build(desired: &Desired, located: &Located, world: &World, facts: &ServerFacts) -> Built {
+pub(super) fn build(desired: &Desired, located: &Located, world: &World, facts: &ServerFacts, now: Timestamp) -> Built {
     let target = &world.servers[&desired.spec.target.server];
     let source = &world.servers[&located.server];
     let internal = source.fingerprint() == target.fingerprint();
@@ -40,8 +43,16 @@ pub(super) fn build(desired: &Desired, located: &Located, world: &World, facts: 
         target: facts,
         to: &to,
         transfer,
+        world,
+        now,
     };
-    let Choice { method, rejected } = methods::choose(&case, &mut blockers);
+    let Choice {
+        method,
+        estimate,
+        rejected,
+        until,
+    } = methods::choose(&case, &mut blockers);
+    let inputs = case.inputs(method);
     let dropped = dropped::dropped(&case, world, &mut blockers);
     let guard = guards(desired, located, world, &to, internal, &mut blockers);
     let end = |location: &Location, fingerprint: &str| MoveEnd::new(location, fingerprint);
@@ -73,7 +84,9 @@ pub(super) fn build(desired: &Desired, located: &Located, world: &World, facts: 
         keep_source: desired.spec.keep_source,
         attempt: 0,
         plan_digest: String::new(),
-        warm: None,
+        estimate,
+        inputs: (method != Method::Cold).then_some(inputs),
+        warm: (method == Method::Warm).then_some(desired.spec.warm),
         live: None,
         cancel: false,
     };
@@ -85,12 +98,17 @@ pub(super) fn build(desired: &Desired, located: &Located, world: &World, facts: 
         guard: Some(guard),
         from: Some(from),
         to: Some(to),
-        estimate: None,
+        estimate,
         rejected,
         dropped: dropped.shown,
         blockers: blockers.iter().map(shown).collect(),
     };
-    Built { spec, plan, blockers }
+    Built {
+        spec,
+        plan,
+        blockers,
+        until,
+    }
 }
 
 /// The plan of a change where the instance is.
@@ -229,7 +247,7 @@ pub fn digest(spec: &InstanceMoveSpec, desired: &Desired) -> String {
     })
 }
 
-fn hash(what: &impl Serialize) -> String {
+pub(super) fn hash(what: &impl Serialize) -> String {
     // maps with text keys and plain values: this cannot fail, and an empty text would only ask for a new approval
     let text = serde_json::to_string(what).unwrap_or_default();
     let sum = Sha256::digest(text.as_bytes());

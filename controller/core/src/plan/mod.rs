@@ -4,11 +4,14 @@
 mod build;
 mod drift;
 mod dropped;
+mod estimate;
 mod gate;
 mod identify;
+mod lessons;
 mod live;
 mod methods;
 mod preflight;
+mod warm;
 mod wish;
 mod world;
 
@@ -18,6 +21,7 @@ use jiff::Timestamp;
 
 pub use build::{digest, from_location as location};
 pub use identify::holder;
+pub use lessons::{Lesson, Lessons};
 pub use wish::wish;
 pub use world::{Claim, Desired, Located, Reach, ServerView, World};
 
@@ -184,8 +188,12 @@ fn decide(desired: &Desired, world: &World, now: Timestamp, verdict: &mut Verdic
     if verdict.drift == [Drift::WrongPower] {
         return power(desired, &located, verdict, now);
     }
-    let built = build::build(desired, &located, world, facts);
+    let built = build::build(desired, &located, world, facts, now);
     verdict.plan = Some(built.plan);
+    if let (Some(until), [blocker]) = (built.until, built.blockers.as_slice()) {
+        let fix = blocker.fix.as_ref().map(|f| format!("; {f}")).unwrap_or_default();
+        return Err(wait(blocker.reason, format!("{}{fix}", blocker.message), Some(until)));
+    }
     if !built.blockers.is_empty() {
         return Err(Decision::Blocked(built.blockers));
     }

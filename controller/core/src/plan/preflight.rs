@@ -97,10 +97,6 @@ impl Check<'_> {
             let message = "spec.keepSource is not part of this version of Berth".to_owned();
             self.refuse(Reason::MethodImpossible, message, "remove spec.keepSource".to_owned());
         }
-        if self.desired.spec.max_downtime.is_some() && self.located.instance.may_run() {
-            let message = "the downtime of a Cold move cannot be foretold, so spec.maxDowntime forbids it".to_owned();
-            self.refuse(Reason::DowntimeTooLong, message, "remove spec.maxDowntime".to_owned());
-        }
     }
 
     /// Overrides that would make a namespace's user root on the host.

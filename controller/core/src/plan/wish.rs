@@ -45,6 +45,7 @@ pub fn wish(record: &Record, desired: Option<&Desired>, now: Timestamp) -> Wish 
     Wish::Continue(StopRules {
         timeout: stop.timeout.as_std(),
         force: stop.force,
+        max_downtime: desired.spec.max_downtime.map(|d| d.as_std()),
     })
 }
 
@@ -89,6 +90,9 @@ fn overdue(record: &Record, now: Timestamp) -> bool {
 }
 
 fn before_stop(record: &Record) -> bool {
-    let early = matches!(record.status.step(), Some(Step::Accepted | Step::Marked));
+    let early = matches!(
+        record.status.step(),
+        Some(Step::Accepted | Step::Marked | Step::Precopied)
+    );
     early && record.status.stop_requested_at.is_none() && record.status.ran_before != Some(false)
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use berth_api::{InstancePlacementSpec, InstancePlacementStatus, Reason, present};
 use jiff::Timestamp;
 
+use super::lessons::Lessons;
 use crate::model::{Contents, Instance, InstanceRef, Inventory, ServerFacts};
 use crate::records::Record;
 
@@ -87,6 +88,10 @@ pub struct World {
     pub open_moves: Vec<String>,
     /// What else belongs to the instance; `None` until it was read for the plan of a move.
     pub contents: Option<Contents>,
+    /// What moves taught.
+    pub lessons: Arc<Lessons>,
+    /// Bytes that the instance takes on its pool, if its server was asked and knows.
+    pub size: Option<i64>,
 }
 
 /// One server as it is known now.
