@@ -98,16 +98,18 @@ fn full() -> bool {
 
 /// The scenarios that are disturbed in every way, the most important first.
 fn some() -> Vec<Scenario> {
-    const KINDS: [&str; 6] = [
+    const KINDS: [&str; 8] = [
         "Incus pull, running",
         "Incus pull, restricted project",
+        "Incus warm, running",
         "Incus inside, pool",
         "LXD pull, running",
+        "LXD warm, from a snapshot of ours",
         "Incus pull, slow servers",
         "Incus pull, virtual machine",
     ];
     let all = Scenario::all();
-    let kinds = KINDS.iter().take(if full() { 6 } else { 3 });
+    let kinds = KINDS.iter().take(if full() { 8 } else { 4 });
     kinds
         .filter_map(|k| all.iter().find(|s| s.name == *k))
         .cloned()
@@ -176,7 +178,7 @@ fn a_cancelled_move_ends_where_it_began_or_where_it_was_going_and_leaves_nothing
             ),
         };
         let one = report.instances.len() == 1 && report.instances[0].starts_with(&place);
-        let right = report.is_settled() && one && report.outcome != "Undone";
+        let right = report.is_settled() && one && report.is_tidy() && report.outcome != "Undone";
         table.case(
             &scenario.name,
             &report,
@@ -192,7 +194,7 @@ fn a_controller_that_dies_before_or_after_any_write_changes_nothing_but_one_repe
     let mut table = Table::new("crashes");
     let cancelled = some()
         .into_iter()
-        .take(if full() { 6 } else { 1 })
+        .take(if full() { 8 } else { 1 })
         .flat_map(|s| cancellations(&s));
     for scenario in Scenario::all().into_iter().chain(cancelled) {
         let undisturbed = Case::undisturbed(&scenario).run();

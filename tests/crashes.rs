@@ -209,7 +209,8 @@ async fn daemon_killed(test: Test, from: &'static str, to: &'static str, pool: &
     let web = known(sender, &name).await;
     test.add_servers(&[from, to]).await;
     let _controller = test.controller().await;
-    test.place(&Placement::new(&name, from)).await;
+    test.place(&Placement::new(&name, from).with(json!({"methods": ["Cold"]})))
+        .await;
     test.wait_in_place(&name, from, road::SOON).await;
     sender.throttle("24mbit").await;
     test.retarget(&name, json!({"server": to})).await;

@@ -195,7 +195,7 @@ async fn in_a_restricted_project(test: Test, from: &str, to: &str) {
     let _controller = test.controller().await;
     for name in &names {
         source.create(name, &new).await;
-        let spec = json!({"instance": {"project": project}, "target": {"project": project}});
+        let spec = json!({"instance": {"project": project}, "target": {"project": project}, "methods": ["Cold"]});
         test.place(&Placement::new(name, from).with(spec)).await;
         test.wait_in_place(name, from, road::SOON).await;
     }

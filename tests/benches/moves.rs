@@ -6,19 +6,20 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::Write as _;
-use std::path::Path;
-use std::process::{Command, ExitCode};
-use std::time::{Duration, Instant};
+use std::process::ExitCode;
+use std::time::Instant;
 
-use berth_tests::{Needs, NewInstance, Placement, Product, Server, Suite, Test, reason, wait_for};
+use berth_tests::{NewInstance, Placement, Product, Server, Test, reason, wait_for};
 use kube::api::DynamicObject;
 use kube::runtime::wait::await_condition;
 use serde_json::{Value, json};
 
+mod common;
 #[path = "../road/mod.rs"]
 mod road;
 
-use road::{Road, SOON};
+use common::{SOON, Times, largest_gap, move_by_hand, root, ticking, ticks_of_both};
+use road::Road;
 
 /// Moves of each kind per pair and pool.
 const RUNS: usize = 10;
@@ -27,77 +28,8 @@ const EDITS: usize = 20;
 /// What Berth may add to the whole, to the downtime, and take before its first request, in seconds.
 const TARGETS: [f64; 3] = [0.5, 0.25, 0.1];
 
-/// `cargo bench` says `--bench`, which a runner of tests takes for "run none"; and what is measured is the release build.
 fn main() -> ExitCode {
-    if std::env::var_os("BERTH_BIN").is_some() && !std::env::args().any(|arg| arg == "--bench") {
-        return Suite::new("bench", &[Needs::Kube, Needs::Lab])
-            .timeout(Duration::from_secs(1800))
-            .together("moves by berth are measured beside moves by hand", measure)
-            .main();
-    }
-    match again_with_release_build() {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            let _ = writeln!(std::io::stderr(), "bench: {error}");
-            ExitCode::FAILURE
-        }
-    }
-}
-
-fn again_with_release_build() -> std::io::Result<bool> {
-    let me = std::env::current_exe()?;
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let build = ["build", "--quiet", "--release", "--package", "berth", "--bin", "berth"];
-    if !Command::new(cargo).args(build).current_dir(root()).status()?.success() {
-        return Ok(false);
-    }
-    // TARGET/release/deps/PROGRAM
-    let release = me
-        .ancestors()
-        .nth(2)
-        .unwrap_or(Path::new("target/release"))
-        .join("berth");
-    let args = std::env::args_os().skip(1).filter(|arg| arg != "--bench");
-    Ok(Command::new(&me)
-        .args(args)
-        .env("BERTH_BIN", release)
-        .status()?
-        .success())
-}
-
-fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."))
-}
-
-/// Seconds, one per run.
-#[derive(Default)]
-struct Times(Vec<f64>);
-
-impl Times {
-    fn add(&mut self, seconds: f64) {
-        self.0.push(seconds);
-        self.0.sort_by(f64::total_cmp);
-    }
-
-    fn median(&self) -> f64 {
-        let n = self.0.len();
-        if n == 0 {
-            return f64::NAN;
-        }
-        (self.0[(n - 1) / 2] + self.0[n / 2]) / 2.0
-    }
-
-    /// `1.234 [1.200-1.300]`
-    fn shown(&self) -> String {
-        let edge = |value: Option<&f64>| value.copied().unwrap_or(f64::NAN);
-        format!(
-            "{:.3} [{:.3}-{:.3}]",
-            self.median(),
-            edge(self.0.first()),
-            edge(self.0.last())
-        )
-    }
+    common::main("bench", "moves by berth are measured beside moves by hand", measure)
 }
 
 /// What was measured for one pair of servers and one pool.
@@ -189,7 +121,8 @@ async fn side_by_side(test: &Test, one: &str, other: &str, pool: &str) -> Measur
     // either goes first in turn, so that both go in both directions
     for by_berth in (0..RUNS).flat_map(|run| [run % 2 == 0, run % 2 != 0]) {
         if by_berth {
-            test.place(&Placement::new(&name, &here.name)).await;
+            let cold = json!({"methods": ["Cold"]});
+            test.place(&Placement::new(&name, &here.name).with(cold)).await;
             test.wait_in_place(&name, &here.name, SOON).await;
         }
         here.write_file(&name, "/var/log/ticks", "").await;
@@ -235,52 +168,6 @@ async fn move_by_berth(test: &Test, name: &str, to: &Server) {
     let placed = tokio::time::timeout(SOON, await_condition(api, name, placed)).await;
     let placed = placed.unwrap_or_else(|_| panic!("{name} did not arrive"));
     placed.unwrap_or_else(|error| panic!("watching {name}: {error}"));
-}
-
-async fn move_by_hand(test: &Test, name: &str, from: &Server, to: &Server) {
-    let (source, target) = (format!("{}:{name}", from.name), format!("{}:{name}", to.name));
-    for args in [
-        &["stop", &source][..],
-        &["move", &source, &target, "-q"],
-        &["start", &target],
-    ] {
-        let done = match from.product {
-            Product::Incus => test.lab().incus(args).await,
-            Product::Lxd => test.lab().lxc(args).await,
-        };
-        done.unwrap_or_else(|error| panic!("{args:?}: {error}"));
-    }
-}
-
-/// Times at which the container ran.
-async fn ticking(server: &Server, name: &str, at_least: usize) -> Vec<f64> {
-    wait_for(&format!("{name} to tick"), SOON, || async {
-        let ticks = ticks(server, name).await;
-        if ticks.len() >= at_least {
-            Ok(ticks)
-        } else {
-            Err(format!("{} ticks", ticks.len()))
-        }
-    })
-    .await
-}
-
-/// As [`ticking`], once some of them are from after the move.
-async fn ticks_of_both(server: &Server, name: &str) -> Vec<f64> {
-    let before = ticks(server, name).await.len();
-    ticking(server, name, before + 5).await
-}
-
-async fn ticks(server: &Server, name: &str) -> Vec<f64> {
-    let log = server.read_file(name, "/var/log/ticks").await.unwrap_or_default();
-    let log = String::from_utf8_lossy(&log).into_owned();
-    log.lines()
-        .filter_map(|line| line.split(' ').next()?.parse().ok())
-        .collect()
-}
-
-fn largest_gap(ticks: &[f64]) -> f64 {
-    ticks.windows(2).map(|two| two[1] - two[0]).fold(0.0, f64::max)
 }
 
 /// Where the time went, as the record of the move tells.

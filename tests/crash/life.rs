@@ -105,5 +105,6 @@ fn wish(record: &Record, _: Timestamp) -> Wish {
     Wish::Continue(StopRules {
         timeout: record.spec.stop.timeout.as_std(),
         force: record.spec.stop.force,
+        max_downtime: None,
     })
 }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use berth_api::moves::{InstanceMoveSpec, InstanceMoveStatus, MoveEnd};
+use berth_api::placement::Warm;
 use berth_api::{GoDuration, GuardKind, GuardPair, InstanceType, Method, Overrides, Power, Snapshots, Stop, Transfer};
 use berth_core::model::{InstanceRef, Product};
 use berth_core::records::{Record, Records};
@@ -48,6 +49,11 @@ pub struct Scenario {
     pub stop: Stop,
     /// Servers that take seconds for what others do in milliseconds.
     pub slow: bool,
+    pub method: Method,
+    /// The pools of the source and of the target.
+    pub pools: (&'static str, &'static str),
+    /// Limits of a Warm move.
+    pub warm: Warm,
 }
 
 impl Scenario {
@@ -68,6 +74,9 @@ impl Scenario {
                 force: false,
             },
             slow: false,
+            method: Method::Cold,
+            pools: ("default", "nvme"),
+            warm: Warm::default(),
         }
     }
 
@@ -76,6 +85,7 @@ impl Scenario {
         let mut all = Self::plain();
         all.extend(Self::restricted());
         all.extend(Self::inside());
+        all.extend(Self::warm());
         all
     }
 
@@ -167,6 +177,45 @@ impl Scenario {
         ]
     }
 
+    /// Copied while they run: between pools that send differences, between others, and from a pool that freezes guests.
+    fn warm() -> Vec<Self> {
+        let (incus, lxd) = (Self::pull(Product::Incus), Self::pull(Product::Lxd));
+        let warm = |s: &mut Self, from, to| {
+            s.method = Method::Warm;
+            s.pools = (from, to);
+            if from != "default" {
+                s.instance = s
+                    .instance
+                    .clone()
+                    .device("root", &[("type", "disk"), ("path", "/"), ("pool", from)]);
+            }
+        };
+        let rounds = |s: &mut Self| {
+            warm(s, "default", "default");
+            s.warm = Warm {
+                max_rounds: 3,
+                downtime_goal: GoDuration::ZERO,
+            };
+        };
+        vec![
+            incus.with("warm, running", |s| warm(s, "default", "default")),
+            incus.with("warm, three rounds", rounds),
+            lxd.with("warm, three rounds", rounds),
+            incus.with("warm, other driver", |s| warm(s, "default", "nvme")),
+            incus.with("warm, from a snapshot of the user's", |s| warm(s, "plain", "plain")),
+            lxd.with("warm, from a snapshot of ours", |s| {
+                s.instance.snapshots.clear();
+                warm(s, "plain", "default");
+            }),
+            incus.with("warm, push, virtual machine, slow servers", |s| {
+                s.instance = InstanceOptions::vm().snapshot("s0");
+                s.transfer = Transfer::Push;
+                s.slow = true;
+                warm(s, "default", "default");
+            }),
+        ]
+    }
+
     fn stopped(&mut self) {
         self.instance.running = false;
         self.power_after = Power::Stopped;
@@ -203,7 +252,10 @@ impl Scenario {
         let world = World::new();
         let options = || {
             let members: &[&str] = if self.inside.is_some() { &["m1", "m2"] } else { &[] };
-            let mut options = Options::cluster(members).pool("nvme", "zfs").project("shop", &[]);
+            let mut options = Options::cluster(members)
+                .pool("nvme", "zfs")
+                .pool("plain", "dir")
+                .project("shop", &[]);
             if self.slow {
                 options = options.timing(slow());
             }
@@ -234,7 +286,7 @@ impl Scenario {
         };
         let from = MoveEnd {
             uuid: i.uuid().map(str::to_owned),
-            ..end("a", i.member.as_deref(), "default")
+            ..end("a", i.member.as_deref(), self.pools.0)
         };
         let to = match self.inside {
             Some(inside) => MoveEnd {
@@ -242,7 +294,7 @@ impl Scenario {
                 name: inside.name.to_owned(),
                 ..end("a", Some(inside.member), inside.pool)
             },
-            None => end("b", None, "nvme"),
+            None => end("b", None, self.pools.1),
         };
         Record {
             namespace: NAMESPACE.to_owned(),
@@ -255,7 +307,7 @@ impl Scenario {
                 attempt: 1,
                 generation: Some(1),
                 plan_digest: "sha256:0".to_owned(),
-                method: Method::Cold,
+                method: self.method,
                 guard: self.guard,
                 transfer: self.transfer,
                 instance_type: match i.kind {
@@ -267,7 +319,9 @@ impl Scenario {
                 power_after: self.power_after,
                 snapshots: Snapshots::Include,
                 stop: self.stop,
-                warm: None,
+                estimate: None,
+                inputs: None,
+                warm: Some(self.warm),
                 live: None,
                 timeout: None,
                 overrides: Overrides::default(),

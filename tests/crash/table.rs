@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use berth_api::Method;
 use berth_core::marks;
 use berth_core::model::{Config, Instance};
 use berth_sim::{Fault, World, WriteInfo};
@@ -28,6 +29,8 @@ pub struct Report {
     pub writes: (u64, u64),
     pub breach: Option<String>,
     pub log: Vec<String>,
+    /// How often a crash may have transfers made again: a Warm move begins its rounds anew.
+    pub repeats: usize,
 }
 
 impl Report {
@@ -38,6 +41,11 @@ impl Report {
             .iter()
             .any(|i| (i.contains("/web-1 ") || i.contains("/shop-1 ")) && i.contains("newest data"));
         self.has_ended() && found && self.breach.is_none()
+    }
+
+    /// No temporary snapshot is left.
+    pub fn is_tidy(&self) -> bool {
+        !self.instances.iter().any(|i| i.contains("\"berth-"))
     }
 
     /// It ended as some move may end, and nothing holds it any more.
@@ -62,8 +70,8 @@ impl Report {
         let verbs: BTreeSet<_> = self.effects.keys().chain(other.effects.keys()).collect();
         for effect in verbs {
             let of = |r: &Report| r.effects.get(effect).copied().unwrap_or_default();
-            let more = usize::from(matches!(effect.1, "offer" | "accept" | "remove" | "cancel"));
-            if of(other) > of(self) + more {
+            let again = ["offer", "accept", "remove", "cancel", "snapshot", "remove-snapshot"].contains(&effect.1);
+            if of(other) > of(self) + if again { self.repeats } else { 0 } {
                 return Some(format!("{effect:?} {} times instead of {}", of(other), of(self)));
             }
         }
@@ -212,12 +220,18 @@ impl Case {
             writes: (world.writes("c1"), world.writes("c2")),
             breach: world.check().err().map(|b| format!("{}: {}", b.invariant, b.message)),
             log: world.log().iter().map(ToString::to_string).collect(),
+            repeats: if self.scenario.method == Method::Warm { 4 } else { 1 },
         }
     }
 
     fn set_hook(&self, world: &World, interrupt: Arc<Notify>) {
         let (cancel, disturbance) = (self.scenario.cancel_before, self.disturbance.clone());
+        // a guest that is copied while it runs writes all the time
+        let busy = (self.scenario.method == Method::Warm).then(|| self.scenario.at());
         world.set_hook(move |world, write| {
+            if let Some(at) = &busy {
+                world.write_data("a", at);
+            }
             if cancel == Some(write.nth) && write.controller == "c1" {
                 world.cancel_move(NAMESPACE, MOVE);
                 interrupt.notify_one();

@@ -43,6 +43,12 @@ pub enum Call {
     Delete,
     /// The owner's marks are taken off.
     Unmark,
+    /// A temporary snapshot is taken (warm moves).
+    Snapshot,
+    /// The copy is brought up to date (warm moves).
+    Refresh,
+    /// A temporary snapshot is deleted (warm moves).
+    RemoveSnapshot,
 }
 
 impl Call {
@@ -63,6 +69,9 @@ impl Call {
         Call::Unmark,
     ];
 
+    /// Those that only a warm move makes, and the copy that it begins with.
+    pub const WARM: [Call; 4] = [Call::Snapshot, Call::Create, Call::Refresh, Call::RemoveSnapshot];
+
     /// Which request of a move this is.
     pub fn of(seen: &Seen) -> Option<Call> {
         let body: Value = serde_json::from_str(&seen.body).unwrap_or_default();
@@ -73,7 +82,10 @@ impl Call {
             ("PUT", true) if body["action"] == "stop" => Some(Call::Stop),
             ("PUT", true) if body["action"] == "start" => Some(Call::Start),
             ("PUT", false) => Some(Call::Own),
+            ("DELETE", _) if path.contains("/snapshots/") => Some(Call::RemoveSnapshot),
             ("DELETE", _) => Some(Call::Delete),
+            ("POST", _) if path.ends_with("/snapshots") => Some(Call::Snapshot),
+            ("POST", _) if path.is_empty() && body["source"]["refresh"] == true => Some(Call::Refresh),
             ("POST", _) if path.is_empty() => Some(Call::Create),
             ("POST", _) if body["migration"] == true => Some(Call::Offer),
             ("POST", _) if body["name"].as_str().is_some_and(|n| n.starts_with("berth-")) => Some(Call::Rename),
@@ -91,6 +103,8 @@ impl Call {
     pub fn is_for_target(self) -> bool {
         match self {
             Call::Create | Call::Name | Call::Own | Call::CloudInit | Call::Start | Call::Unmark => true,
+            Call::Refresh | Call::RemoveSnapshot => true,
+            Call::Snapshot => false,
             Call::Mark | Call::Stop | Call::Guard | Call::Offer | Call::Retire | Call::Rename | Call::Delete => false,
         }
     }
@@ -111,6 +125,9 @@ impl Call {
             Call::Rename => "the rename",
             Call::Delete => "the deletion",
             Call::Unmark => "the unmarking",
+            Call::Snapshot => "the snapshot",
+            Call::Refresh => "the refresh",
+            Call::RemoveSnapshot => "the end of a snapshot",
         }
     }
 }
@@ -292,7 +309,9 @@ pub async fn subject(test: &Test, on: &str, name: &str, new: &NewInstance) -> Su
     let server = test.lab().server(on);
     let name = test.unique(name);
     server.create(&name, new).await;
-    test.place(&Placement::new(&name, on)).await;
+    // the requests that these suites catch are those of a cold move
+    test.place(&Placement::new(&name, on).with(json!({"methods": ["Cold"]})))
+        .await;
     known(server, &name).await
 }
 

@@ -53,6 +53,8 @@ pub enum Fate {
     Lose,
     /// Reaches the server; the answer is lost and the sender's connection breaks.
     LoseAnswer,
+    /// Never reaches the server; the sender is told that the server will not do it.
+    Refuse,
 }
 
 /// A running proxy; it ends when it is dropped.
@@ -210,6 +212,12 @@ async fn answer(shared: Arc<Shared>, request: Request<Incoming>) -> Result<Respo
     if fate == Fate::Lose {
         return Err("lost on purpose".into());
     }
+    if fate == Fate::Refuse {
+        let body = r#"{"type":"error","status":"","status_code":0,"error_code":400,"error":"refused on purpose"}"#;
+        let mut answer = Response::new(Full::new(Bytes::from(body)));
+        *answer.status_mut() = StatusCode::BAD_REQUEST;
+        return Ok(answer);
+    }
     // a task of its own: what is held goes on even if the sender leaves and this future is dropped
     let answer = tokio::spawn(async move {
         if fate == Fate::Hold {
@@ -220,7 +228,7 @@ async fn answer(shared: Arc<Shared>, request: Request<Incoming>) -> Result<Respo
     });
     match (answer.await?, fate) {
         (_, Fate::LoseAnswer) => Err("lost on purpose".into()),
-        (answer, Fate::Pass | Fate::Hold | Fate::Lose) => answer,
+        (answer, Fate::Pass | Fate::Hold | Fate::Lose | Fate::Refuse) => answer,
     }
 }
 

@@ -1,0 +1,161 @@
+//! What the benches share: the release build as the program under test, times, and a container's own signs of life.
+#![allow(dead_code, reason = "each bench uses its part")]
+
+use std::future::Future;
+use std::io::Write as _;
+use std::path::Path;
+use std::process::{Command, ExitCode};
+use std::time::Duration;
+
+use berth_tests::{Needs, Product, Server, Suite, Test, wait_for};
+
+/// Long enough for a move.
+pub const SOON: Duration = Duration::from_secs(90);
+
+/// Runs one bench. `cargo bench` says `--bench`, which a runner of tests takes for "run none"; and what is measured is the
+/// release build.
+pub fn main<F>(name: &'static str, sentence: &str, measure: fn(Test) -> F) -> ExitCode
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    if std::env::var_os("BERTH_BIN").is_some() && !std::env::args().any(|arg| arg == "--bench") {
+        return Suite::new(name, &[Needs::Kube, Needs::Lab])
+            .timeout(Duration::from_secs(7200))
+            .together(sentence, measure)
+            .main();
+    }
+    match again_with_release_build() {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            let _ = writeln!(std::io::stderr(), "bench: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn again_with_release_build() -> std::io::Result<bool> {
+    let me = std::env::current_exe()?;
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let build = ["build", "--quiet", "--release", "--package", "berth", "--bin", "berth"];
+    if !Command::new(cargo).args(build).current_dir(root()).status()?.success() {
+        return Ok(false);
+    }
+    // TARGET/release/deps/PROGRAM
+    let release = me
+        .ancestors()
+        .nth(2)
+        .unwrap_or(Path::new("target/release"))
+        .join("berth");
+    let args = std::env::args_os().skip(1).filter(|arg| arg != "--bench");
+    Ok(Command::new(&me)
+        .args(args)
+        .env("BERTH_BIN", release)
+        .status()?
+        .success())
+}
+
+/// The workspace.
+pub fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."))
+}
+
+/// Seconds, one per run.
+#[derive(Default)]
+pub struct Times(Vec<f64>);
+
+impl Times {
+    /// One more.
+    pub fn add(&mut self, seconds: f64) {
+        self.0.push(seconds);
+        self.0.sort_by(f64::total_cmp);
+    }
+
+    /// The middle one.
+    pub fn median(&self) -> f64 {
+        let n = self.0.len();
+        if n == 0 {
+            return f64::NAN;
+        }
+        (self.0[(n - 1) / 2] + self.0[n / 2]) / 2.0
+    }
+
+    /// `1.234 [1.200-1.300]`
+    pub fn shown(&self) -> String {
+        let edge = |value: Option<&f64>| value.copied().unwrap_or(f64::NAN);
+        format!(
+            "{:.3} [{:.3}-{:.3}]",
+            self.median(),
+            edge(self.0.first()),
+            edge(self.0.last())
+        )
+    }
+}
+
+/// Stops, moves and starts it with the product's own client.
+pub async fn move_by_hand(test: &Test, name: &str, from: &Server, to: &Server) {
+    let (source, target) = (format!("{}:{name}", from.name), format!("{}:{name}", to.name));
+    for args in [
+        &["stop", &source][..],
+        &["move", &source, &target, "-q"],
+        &["start", &target],
+    ] {
+        let done = match from.product {
+            Product::Incus => test.lab().incus(args).await,
+            Product::Lxd => test.lab().lxc(args).await,
+        };
+        done.unwrap_or_else(|error| panic!("{args:?}: {error}"));
+    }
+}
+
+/// Times at which the container ran.
+pub async fn ticking(server: &Server, name: &str, at_least: usize) -> Vec<f64> {
+    wait_for(&format!("{name} to tick"), SOON, || async {
+        let ticks = ticks(server, name).await;
+        if ticks.len() >= at_least {
+            Ok(ticks)
+        } else {
+            Err(format!("{} ticks", ticks.len()))
+        }
+    })
+    .await
+}
+
+/// As [`ticking`], once some of them are from after the move.
+pub async fn ticks_of_both(server: &Server, name: &str) -> Vec<f64> {
+    let before = ticks(server, name).await.len();
+    ticking(server, name, before + 5).await
+}
+
+/// The same as far as there are any.
+pub async fn ticks(server: &Server, name: &str) -> Vec<f64> {
+    let log = server.read_file(name, "/var/log/ticks").await.unwrap_or_default();
+    let log = String::from_utf8_lossy(&log).into_owned();
+    log.lines()
+        .filter_map(|line| line.split(' ').next()?.parse().ok())
+        .collect()
+}
+
+/// The longest time without a sign of life.
+pub fn largest_gap(ticks: &[f64]) -> f64 {
+    ticks.windows(2).map(|two| two[1] - two[0]).fold(0.0, f64::max)
+}
+
+/// All time without a sign of life: frozen and stopped. Shorter gaps are a busy machine.
+pub fn silence(ticks: &[f64]) -> f64 {
+    ticks
+        .windows(2)
+        .map(|two| two[1] - two[0])
+        .filter(|gap| *gap > 0.2)
+        .sum()
+}
+
+/// Seconds of a duration as objects hold it: `850ms`, `1.4s`, `2m3s`.
+pub fn seconds(text: &str) -> f64 {
+    let parse = |t: &str| t.parse::<f64>().unwrap_or_default();
+    match (text.strip_suffix("ms"), text.split_once('m')) {
+        (Some(millis), _) => parse(millis) / 1000.0,
+        (None, Some((minutes, rest))) => parse(minutes) * 60.0 + parse(rest.trim_end_matches('s')),
+        (None, None) => parse(text.trim_end_matches('s')),
+    }
+}

@@ -1,0 +1,161 @@
+//! Warm moves beside moves by hand: how long a running container serves nobody, by its own ticks, for several sizes, 1 % of
+//! its data being written over every minute. Prints a table and writes docs/benchmarks-warm.md.
+//!
+//! `BERTH_BENCH_SIZES` (MiB, default 200,2048,8192) and `BERTH_BENCH_RUNS` (default 10) make it shorter.
+
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use berth_tests::{NewInstance, Placement, Product, Server, Test};
+use serde_json::json;
+
+mod common;
+
+use common::{Times, move_by_hand, root, silence, ticking, ticks_of_both};
+
+/// A move of the largest size by hand on the slowest pool.
+const LONG: std::time::Duration = std::time::Duration::from_secs(1800);
+
+fn main() -> ExitCode {
+    common::main("bench-warm", "warm moves are measured beside moves by hand", measure)
+}
+
+/// What was measured for one pair of servers, one pool and one size.
+struct Measured {
+    what: String,
+    /// Unserved time and the whole move.
+    hand: [Times; 2],
+    berth: [Times; 2],
+    /// What the record of the move says of the unserved time.
+    claimed: Times,
+}
+
+fn numbers(variable: &str, usual: &str) -> Vec<usize> {
+    let text = std::env::var(variable).unwrap_or_else(|_| usual.to_owned());
+    text.split(',').filter_map(|n| n.trim().parse().ok()).collect()
+}
+
+async fn measure(test: Test) {
+    test.add_servers(&["i1", "i2", "l1", "l2"]).await;
+    let controller = test.controller().await;
+    let sizes = numbers("BERTH_BENCH_SIZES", "200,2048,8192");
+    let runs = numbers("BERTH_BENCH_RUNS", "10").first().copied().unwrap_or(10);
+    let mut all = Vec::new();
+    for size in sizes {
+        for (one, other) in [("i1", "i2"), ("l1", "l2")] {
+            for pool in ["btr", "default"] {
+                all.push(side_by_side(&test, (one, other), pool, size, runs).await);
+            }
+        }
+    }
+    controller.kill().await;
+    let text = report(&all, runs);
+    let path = root().join("docs/benchmarks-warm.md");
+    std::fs::write(&path, &text).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    let _ = writeln!(std::io::stdout(), "\n{text}");
+}
+
+async fn side_by_side(test: &Test, (one, other): (&str, &str), pool: &str, size: usize, runs: usize) -> Measured {
+    let (mut here, mut there) = (test.lab().server(one), test.lab().server(other));
+    let name = test.unique(&format!("warm-{one}-{pool}-{size}"));
+    here.create(&name, &NewInstance::on_pool(pool)).await;
+    let fill = format!("head -c {} /dev/urandom >/root/data && sync", size << 20);
+    inside(here, &name, &fill).await;
+    here.write_file(&name, "/etc/tick", "0.02").await;
+    let driver = if pool == "btr" { "btrfs" } else { "dir" };
+    let product = match here.product {
+        Product::Incus => "Incus",
+        Product::Lxd => "LXD",
+    };
+    let mut measured = Measured {
+        what: format!("{product} {}, {driver}, {size} MiB", here.version),
+        hand: Default::default(),
+        berth: Default::default(),
+        claimed: Times::default(),
+    };
+    // either goes first in turn, so that both go in both directions
+    for by_berth in (0..runs).flat_map(|run| [run % 2 == 0, run % 2 != 0]) {
+        dirty(here, &name, size).await;
+        if by_berth {
+            let warm = json!({"methods": ["Warm"], "target": {"pool": pool}});
+            test.place(&Placement::new(&name, &here.name).with(warm)).await;
+            test.wait_in_place(&name, &here.name, LONG).await;
+        }
+        here.write_file(&name, "/var/log/ticks", "").await;
+        ticking(here, &name, 5).await;
+        let begun = Instant::now();
+        if by_berth {
+            test.retarget(&name, json!({"server": there.name})).await;
+            test.wait_in_place(&name, &there.name, LONG).await;
+        } else {
+            move_by_hand(test, &name, here, there).await;
+        }
+        let total = begun.elapsed().as_secs_f64();
+        std::mem::swap(&mut here, &mut there);
+        let unserved = silence(&ticks_of_both(here, &name).await);
+        let times = if by_berth {
+            &mut measured.berth
+        } else {
+            &mut measured.hand
+        };
+        times[0].add(unserved);
+        times[1].add(total);
+        if by_berth {
+            let newest = test.moves(&name).await.pop().unwrap_or_default();
+            let claimed = newest["status"]["downtime"].as_str().unwrap_or_default();
+            measured.claimed.add(common::seconds(claimed));
+            test.delete("InstancePlacement", &name).await;
+        }
+    }
+    let _ = writeln!(std::io::stdout(), "{}", row(&measured));
+    here.delete(&name).await.unwrap_or_else(|error| panic!("{error}"));
+    measured
+}
+
+async fn inside(server: &Server, name: &str, script: &str) {
+    let done = server.exec(name, &["sh", "-c", script]).await;
+    done.unwrap_or_else(|error| panic!("{name}: {script}: {error}"));
+}
+
+/// From now on the guest writes over 1 % of its data per minute, in pieces; it ends with the guest's next stop.
+async fn dirty(server: &Server, name: &str, megabytes: usize) {
+    let kilobytes = (megabytes * 1024 / 6000).max(1);
+    let places = megabytes * 1024 / kilobytes;
+    let piece = format!(
+        "dd if=/dev/urandom of=/root/data bs={kilobytes}k count=1 conv=notrunc seek=$((n * 7919 % {places})) 2>/dev/null"
+    );
+    let script = format!("(n=0; while :; do n=$((n + 1)); {piece}; sleep 1; done) >/dev/null 2>&1 </dev/null &");
+    inside(server, name, &script).await;
+}
+
+fn row(m: &Measured) -> String {
+    format!(
+        "| {} | {} | {} | {} | {} | {} |",
+        m.what,
+        m.hand[0].shown(),
+        m.berth[0].shown(),
+        m.claimed.shown(),
+        m.hand[1].shown(),
+        m.berth[1].shown()
+    )
+}
+
+fn report(all: &[Measured], runs: usize) -> String {
+    let mut text = format!(
+        "# Warm moves, measured\n\n\
+         Written by `make bench`. A running busybox container whose data are random, 1 % of them written over every minute, moved\n\
+         between two servers on one machine: {runs} times warm by Berth and {runs} times by hand in turns, in one run. By hand means\n\
+         `incus stop; incus move; incus start`, or the same with `lxc`. Median [smallest-largest], in seconds.\n\n\
+         - *Unserved* is all time without a sign of life from inside the container: stopped or frozen.\n\
+         - *Said* is `status.downtime` of the move.\n\
+         - *Total* is for Berth from the edit until the placement is Ready, which includes the end of the former source.\n\n\
+         | servers, pool, data | unserved by hand | unserved by Berth | said | total by hand | total by Berth |\n\
+         |---|---|---|---|---|---|\n"
+    );
+    for measured in all {
+        let _ = writeln!(text, "{}", row(measured));
+    }
+    text
+}

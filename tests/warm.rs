@@ -1,0 +1,355 @@
+//! Warm moves of real containers under a write load: copied while they run, stopped for the last difference only. What
+//! the guest had acknowledged before its stop is there afterwards, the user's snapshots stay, those of the move go.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use berth_tests::{Fate, NewInstance, Placement, Server, Test, reason, wait_for};
+use road::{Call, Road, Watch, intact, with_data};
+use serde_json::{Value, json};
+
+mod road;
+
+berth_tests::suite! {
+    needs: [Kube, Lab],
+    together: [
+        every_acknowledged_write_arrives_between_btrfs_pools_of_incus,
+        every_acknowledged_write_arrives_between_btrfs_pools_of_lxd,
+        every_acknowledged_write_arrives_between_dir_pools_of_incus,
+        every_acknowledged_write_arrives_between_dir_pools_of_lxd,
+        every_acknowledged_write_arrives_from_btrfs_to_dir,
+        every_acknowledged_write_arrives_from_dir_to_btrfs,
+        a_controller_that_is_killed_in_the_middle_of_a_warm_move_is_followed_by_one_that_ends_it,
+        a_warm_move_that_fails_is_followed_by_a_cold_one_and_not_tried_again,
+        an_instance_that_may_not_stand_still_for_so_long_waits_and_says_so,
+        a_warm_move_says_how_far_it_is,
+    ],
+    alone: [],
+}
+
+const SOON: Duration = Duration::from_secs(90);
+
+/// A guest that writes all the time, and what it acknowledged.
+struct Writer {
+    stop: Arc<AtomicBool>,
+    task: tokio::task::JoinHandle<Vec<u64>>,
+}
+
+impl Writer {
+    /// Writes a number and has it acknowledged, again and again; beside that a file is written over all the time.
+    async fn begin(server: &'static Server, name: &str) -> Writer {
+        let load = "while [ -e /root/load ]; do head -c 2097152 /dev/urandom >/root/dirt; sleep 0.2; done";
+        let begin = format!("touch /root/load; ({load}) >/dev/null 2>&1 </dev/null &");
+        let begun = server.exec(name, &["sh", "-c", &begin]).await;
+        begun.unwrap_or_else(|error| panic!("{name}: {error}"));
+        let stop = Arc::new(AtomicBool::new(false));
+        let (name, over) = (name.to_owned(), Arc::clone(&stop));
+        let task = tokio::spawn(async move {
+            let mut acknowledged = Vec::new();
+            for n in 0.. {
+                let (first, last) = (n * 20, n * 20 + 19);
+                let write = format!("for i in $(seq {first} {last}); do echo $i >>/root/written; done; sync");
+                // from its stop on the guest acknowledges nothing more here
+                if over.load(Ordering::SeqCst) || server.exec(&name, &["sh", "-c", &write]).await.is_err() {
+                    break;
+                }
+                acknowledged.extend(first..=last);
+            }
+            acknowledged
+        });
+        Writer { stop, task }
+    }
+
+    /// What was acknowledged until the guest stopped.
+    async fn end(self) -> Vec<u64> {
+        self.stop.store(true, Ordering::SeqCst);
+        self.task.await.unwrap_or_default()
+    }
+}
+
+async fn snapshots(server: &Server, name: &str) -> Vec<String> {
+    let path = format!("/1.0/instances/{name}/snapshots?recursion=1");
+    let list = server.get(&path).await.unwrap_or_else(|e| panic!("{e}"));
+    let names = list.as_array().into_iter().flatten();
+    let mut names: Vec<String> = names
+        .map(|s| {
+            s["name"]
+                .as_str()
+                .unwrap_or_default()
+                .rsplit('/')
+                .next()
+                .unwrap_or_default()
+                .to_owned()
+        })
+        .collect();
+    names.sort();
+    names
+}
+
+/// Longest time without a tick, in seconds: what nobody inside can argue about.
+async fn longest_silence(server: &Server, name: &str) -> f64 {
+    let ticks = server.read_file(name, "/var/log/ticks").await.unwrap_or_default();
+    let times: Vec<f64> = String::from_utf8_lossy(&ticks)
+        .lines()
+        .filter_map(|line| line.split(' ').next()?.parse().ok())
+        .collect();
+    times.windows(2).map(|w| w[1] - w[0]).fold(0.0, f64::max)
+}
+
+fn seconds(text: &Value) -> f64 {
+    let text = text.as_str().unwrap_or_default();
+    let parse = |t: &str| t.parse::<f64>().unwrap_or_default();
+    match (text.strip_suffix("ms"), text.split_once('m')) {
+        (Some(millis), _) => parse(millis) / 1000.0,
+        (None, Some((minutes, rest))) => parse(minutes) * 60.0 + parse(rest.trim_end_matches('s')),
+        (None, None) => parse(text.trim_end_matches('s')),
+    }
+}
+
+/// Moves a busy container, and looks at everything that a user would look at.
+async fn moves(test: &Test, (from, from_pool): (&str, &str), (to, to_pool): (&str, &str), own: usize) {
+    let (source, target) = (test.lab().server(from), test.lab().server(to));
+    let name = test.unique("web");
+    let new = NewInstance {
+        megabytes: 8,
+        snapshots: own,
+        ..NewInstance::on_pool(from_pool)
+    };
+    source.create(&name, &new).await;
+    source.write_file(&name, "/etc/tick", "0.05").await;
+    let data = source.checksum(&name, "/root/data").await;
+    let user = snapshots(source, &name).await;
+    test.add_servers(&[from, to]).await;
+    let controller = test.controller().await;
+    let spec = json!({"methods": ["Warm"], "target": {"pool": from_pool}});
+    test.place(&Placement::new(&name, from).with(spec)).await;
+    test.wait_in_place(&name, from, SOON).await;
+    let writer = Writer::begin(source, &name).await;
+    test.retarget(&name, json!({"server": to, "pool": to_pool})).await;
+    test.wait_in_place(&name, to, SOON).await;
+    let acknowledged = writer.end().await;
+    target.wait_counting(&name).await;
+
+    let written = target.read_file(&name, "/root/written").await.unwrap_or_default();
+    let written: Vec<u64> = String::from_utf8_lossy(&written)
+        .lines()
+        .filter_map(|l| l.parse().ok())
+        .collect();
+    assert!(!acknowledged.is_empty(), "the guest wrote before it was stopped");
+    let lost: Vec<_> = acknowledged.iter().filter(|n| !written.contains(n)).collect();
+    assert!(lost.is_empty(), "acknowledged and lost: {lost:?}");
+    assert_eq!(target.checksum(&name, "/root/data").await, data, "the same data");
+    assert_eq!(
+        snapshots(target, &name).await,
+        user,
+        "the user's snapshots, and no others"
+    );
+    assert_eq!(target.boots(&name).await, 2, "stopped and started once");
+    assert_eq!(
+        test.lab().whereabouts(&name).await,
+        [(to.to_owned(), "Running".to_owned())],
+        "the source is gone"
+    );
+    let moves = test.moves(&name).await;
+    assert_eq!(moves.len(), 1, "{moves:#?}");
+    let status = &moves[0]["status"];
+    assert_eq!(moves[0]["spec"]["method"], "Warm");
+    assert_eq!(status["outcome"], "Succeeded");
+    let rounds = status["precopy"]["rounds"].as_array().map_or(0, Vec::len);
+    assert!(
+        rounds >= 2,
+        "at least one round before the stop and one after it: {status:#}"
+    );
+    // the guest cannot have been silent for longer than was measured, but for its own boot
+    let (silent, measured) = (longest_silence(target, &name).await, seconds(&status["downtime"]));
+    assert!(silent < measured + 3.0, "silent for {silent} s, measured {measured} s");
+    eprintln!(
+        "{from}/{from_pool} to {to}/{to_pool}: silent {silent:.2} s, measured {measured:.2} s, {} writes",
+        acknowledged.len()
+    );
+    drop(controller);
+}
+
+async fn every_acknowledged_write_arrives_between_btrfs_pools_of_incus(test: Test) {
+    moves(&test, ("i1", "btr"), ("i2", "btr"), 2).await;
+}
+
+async fn every_acknowledged_write_arrives_between_btrfs_pools_of_lxd(test: Test) {
+    moves(&test, ("l1", "btr"), ("l2", "btr"), 2).await;
+}
+
+async fn every_acknowledged_write_arrives_between_dir_pools_of_incus(test: Test) {
+    moves(&test, ("i1", "default"), ("i2", "default"), 0).await;
+}
+
+async fn every_acknowledged_write_arrives_between_dir_pools_of_lxd(test: Test) {
+    moves(&test, ("l2", "default"), ("l1", "default"), 2).await;
+}
+
+async fn every_acknowledged_write_arrives_from_btrfs_to_dir(test: Test) {
+    moves(&test, ("i2", "btr"), ("i1", "default"), 1).await;
+}
+
+async fn every_acknowledged_write_arrives_from_dir_to_btrfs(test: Test) {
+    moves(&test, ("i2", "default"), ("i1", "btr"), 1).await;
+}
+
+/// One instance for each request that only a warm move makes, all held at once.
+async fn a_controller_that_is_killed_in_the_middle_of_a_warm_move_is_followed_by_one_that_ends_it(test: Test) {
+    let road = Road::between(&test, "i1", "i2").await;
+    let mut subjects = Vec::new();
+    for number in 0..Call::WARM.len() {
+        let subject = road::subject(&test, "i1", &format!("n{number}"), &with_data("btr")).await;
+        let spec = json!({"spec": {"methods": ["Warm"], "target": {"pool": "btr"}}});
+        test.patch("InstancePlacement", &subject.name, spec).await;
+        subjects.push(subject);
+    }
+    let watch = Watch::begin(&road, &subjects);
+    let first = test.controller().await;
+    for subject in &subjects {
+        test.wait_in_place(&subject.name, "i1", road::SOON).await;
+    }
+    road.hold_each(&test, &Call::WARM, &subjects, "i2").await;
+    first.kill().await;
+    road.pass();
+    let second = test.controller().await;
+    for subject in &subjects {
+        // one whose request was held for too long is undone and moved again
+        intact(&test, subject, "i2", 2..=3).await;
+        let left = snapshots(test.lab().server("i2"), &subject.name).await;
+        assert_eq!(left, [""; 0], "{}: temporary snapshots are left", subject.name);
+    }
+    watch.end();
+    second.kill().await;
+}
+
+async fn a_warm_move_that_fails_is_followed_by_a_cold_one_and_not_tried_again(test: Test) {
+    let road = Road::between(&test, "i1", "i2").await;
+    let web = road::subject(&test, "i1", "web", &with_data("btr")).await;
+    let spec = json!({"spec": {"methods": ["Warm"], "target": {"pool": "btr"}}});
+    test.patch("InstancePlacement", &web.name, spec).await;
+    let _controller = test.controller().await;
+    test.wait_in_place(&web.name, "i1", SOON).await;
+    for proxy in road.proxies() {
+        proxy.rule(|seen| match Call::of(seen) {
+            Some(Call::Snapshot) => Fate::Refuse,
+            _ => Fate::Pass,
+        });
+    }
+    // alone it is given up, and the instance runs on
+    test.retarget(&web.name, json!({"server": "i2"})).await;
+    let object = test
+        .wait_ready("InstancePlacement", &web.name, "False/MethodImpossible", SOON)
+        .await;
+    let rejected = &object["status"]["plan"]["rejected"][0];
+    assert_eq!(rejected["method"], "Warm", "{object:#}");
+    assert!(
+        rejected["message"]
+            .as_str()
+            .unwrap_or_default()
+            .contains("refused on purpose"),
+        "{rejected}"
+    );
+    assert_eq!(test.lab().server("i1").status(&web.name).await, "Running");
+    assert_eq!(
+        test.lab().server("i1").boots(&web.name).await,
+        1,
+        "it was never stopped"
+    );
+    // with Cold below it the move is made
+    test.patch(
+        "InstancePlacement",
+        &web.name,
+        json!({"spec": {"methods": ["Warm", "Cold"]}}),
+    )
+    .await;
+    intact(&test, &web, "i2", 2..=2).await;
+    let moves = test.moves(&web.name).await;
+    let methods: Vec<_> = moves
+        .iter()
+        .map(|m| (m["spec"]["method"].clone(), m["status"]["outcome"].clone()))
+        .collect();
+    assert_eq!(
+        methods,
+        [(json!("Warm"), json!("Undone")), (json!("Cold"), json!("Succeeded"))],
+        "Warm was tried once"
+    );
+    let object = test.get("InstancePlacement", &web.name).await.unwrap_or_default();
+    assert_eq!(object["status"]["failedMethods"][0]["method"], "Warm", "{object:#}");
+}
+
+async fn an_instance_that_may_not_stand_still_for_so_long_waits_and_says_so(test: Test) {
+    let source = test.lab().server("i1");
+    let name = test.unique("web");
+    source.create(&name, &with_data("btr")).await;
+    // with a quota the server says how large it is
+    let root = json!({"type": "disk", "path": "/", "pool": "btr", "size": "1GiB"});
+    source.patch(&name, json!({"devices": {"root": root}})).await;
+    test.add_servers(&["i1", "i2"]).await;
+    let _controller = test.controller().await;
+    let spec = json!({"maxDowntime": "10ms", "target": {"pool": "btr"}});
+    test.place(&Placement::new(&name, "i1").with(spec)).await;
+    test.wait_in_place(&name, "i1", SOON).await;
+    test.retarget(&name, json!({"server": "i2"})).await;
+    let object = test
+        .wait_ready("InstancePlacement", &name, "False/DowntimeTooLong", SOON)
+        .await;
+    assert_eq!(
+        source.boots(&name).await,
+        1,
+        "{}: it was never stopped",
+        reason(&object)
+    );
+    test.patch("InstancePlacement", &name, json!({"spec": {"maxDowntime": "5m"}}))
+        .await;
+    let object = test.wait_in_place(&name, "i2", SOON).await;
+    assert_eq!(object["status"]["moves"][0]["method"], "Warm", "{object:#}");
+    assert!(test.moves(&name).await[0]["spec"]["estimate"]["downtime"].is_string());
+}
+
+async fn a_warm_move_says_how_far_it_is(test: Test) {
+    let source = test.lab().server("l1");
+    let name = test.unique("web");
+    let new = NewInstance {
+        megabytes: 48,
+        ..NewInstance::on_pool("btr")
+    };
+    source.create(&name, &new).await;
+    test.add_servers(&["l1", "l2"]).await;
+    let controller = test.controller().await;
+    let spec = json!({"methods": ["Warm"], "target": {"pool": "btr"}});
+    test.place(&Placement::new(&name, "l1").with(spec)).await;
+    test.wait_in_place(&name, "l1", SOON).await;
+    source.throttle("80mbit").await;
+    test.retarget(&name, json!({"server": "l2"})).await;
+    let record = test.wait_step(&name, &["Marked", "Precopied"], SOON).await;
+    let path = format!(
+        "/moves/{}/{}",
+        test.namespace(),
+        record["metadata"]["name"].as_str().unwrap_or_default()
+    );
+    let seen = wait_for("the listener to say how far it is", SOON, || async {
+        let answer = controller.http_get(&path).await.map_err(|e| e.to_string())?;
+        let body = answer
+            .split_once("\r\n\r\n")
+            .map(|(_, b)| b.to_owned())
+            .unwrap_or_default();
+        let moved: Value = serde_json::from_str(&body).map_err(|e| format!("{e}: {answer}"))?;
+        let bytes = moved["progress"]["bytes"].as_i64().unwrap_or_default();
+        if bytes > 0 {
+            Ok(moved)
+        } else {
+            Err(format!("{moved:#}"))
+        }
+    })
+    .await;
+    source.throttle("off").await;
+    assert_eq!(seen["method"], "Warm", "{seen:#}");
+    assert_eq!(seen["progress"]["round"], 1, "{seen:#}");
+    assert!(
+        seen["progress"]["bytesPerSecond"].as_i64().unwrap_or_default() > 0,
+        "{seen:#}"
+    );
+    test.wait_in_place(&name, "l2", SOON).await;
+}
