@@ -120,11 +120,7 @@ fn keep_round(p: &mut Pass<'_>) {
         duration: whole_millis(spent.time),
     });
     done.frozen = whole_millis(done.frozen.as_std() + spent.frozen);
-    let sent = done
-        .rounds
-        .iter()
-        .filter_map(|r| r.bytes)
-        .reduce(|a, b| a.saturating_add(b));
+    let sent = done.rounds.iter().filter_map(|r| r.bytes).reduce(i64::saturating_add);
     p.sent_all();
     if let Some(progress) = p.record.status.progress.as_mut() {
         (progress.bytes, progress.total_bytes) = (sent, sent);
