@@ -56,7 +56,8 @@ pub async fn placed(test: &Test, servers: &[&str], new: &NewInstance) -> (String
     source.create(&name, new).await;
     test.add_servers(servers).await;
     test.controller().await;
-    test.place(&Placement::new(&name, servers[0])).await;
+    test.place(&Placement::new(&name, servers[0]).with(json!({"methods": ["Cold"]})))
+        .await;
     test.wait_in_place(&name, servers[0], SOON).await;
     (name, source)
 }
@@ -146,7 +147,8 @@ async fn travel_as_they_are(test: Test, from: &str, to: &str) {
     test.add_servers(&[from, to]).await;
     test.controller().await;
     for name in &names {
-        test.place(&Placement::new(name, to)).await;
+        test.place(&Placement::new(name, to).with(json!({"methods": ["Cold"]})))
+            .await;
     }
     for ((name, (_, config)), (checksum, instance_before)) in names.iter().zip(&kinds).zip(&before) {
         test.wait_in_place(name, to, SOON).await;
