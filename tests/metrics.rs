@@ -65,8 +65,8 @@ fn sample(text: &str, name: &str, labels: &[(&str, &str)]) -> Option<f64> {
 async fn a_story_is_told_in_numbers(test: Test) {
     let controller = story(&test).await;
     let namespace = test.namespace();
-    type Sample = (&'static str, Vec<(&'static str, &'static str)>, f64);
-    let expected: [Sample; 8] = [
+    type Sample<'a> = (&'a str, Vec<(&'a str, &'a str)>, f64);
+    let expected: [Sample<'_>; 8] = [
         ("berth_placements", vec![("reason", "InPlace"), ("state", "Ready")], 1.0),
         (
             "berth_placements",

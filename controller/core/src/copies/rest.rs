@@ -348,6 +348,8 @@ pub(super) fn move_spec() -> InstanceMoveSpec {
         keep_source: Default::default(),
         attempt: 0,
         plan_digest: String::new(),
+        estimate: None,
+        inputs: None,
         warm: None,
         live: None,
         cancel: false,

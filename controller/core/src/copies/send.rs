@@ -335,6 +335,8 @@ fn send(p: &mut Pass<'_>, source: &Copy, to: &ServerFacts) -> Transition {
             _ => Wiring::Pull,
         },
         from: source.fresh.instance.at.clone(),
+        // nobody asks how long it stands still for a copy
+        running: false,
         offer: OfferRequest {
             live: false,
             instance_only: excludes,
