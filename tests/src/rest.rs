@@ -75,11 +75,26 @@ pub(crate) async fn raw(
         .unwrap_or_else(|_| Err(no_answer(&what, "no answer in time")))
 }
 
+/// A read; made again if its connection broke, as happens on a busy machine.
+async fn read(socket: &Path, path: &str) -> Result<(u16, Bytes), ApiError> {
+    for _ in 0..3 {
+        match raw(socket, Method::GET, path, &[], Vec::new()).await {
+            Err(error) if error.code == 0 => tokio::time::sleep(Duration::from_millis(200)).await,
+            other => return other,
+        }
+    }
+    raw(socket, Method::GET, path, &[], Vec::new()).await
+}
+
 /// Sends one request; for an operation waits for its end. Returns `metadata`.
 pub(crate) async fn call(socket: &Path, method: Method, path: &str, body: Option<&Value>) -> Result<Value, ApiError> {
     let text = body.map(Value::to_string).unwrap_or_default();
     let headers = [("content-type", "application/json")];
-    let (status, bytes) = raw(socket, method, path, &headers, text.into_bytes()).await?;
+    let (status, bytes) = if method == Method::GET {
+        read(socket, path).await?
+    } else {
+        raw(socket, method, path, &headers, text.into_bytes()).await?
+    };
     let answer = envelope(path, status, &bytes)?;
     if answer["type"] != "async" {
         return Ok(answer["metadata"].clone());
@@ -87,8 +102,12 @@ pub(crate) async fn call(socket: &Path, method: Method, path: &str, body: Option
     // LXD adds a query to this address in a cluster
     let operation = answer["operation"].as_str().unwrap_or_default();
     let wait = format!("{}/wait", operation.split('?').next().unwrap_or_default());
-    let (status, bytes) = raw(socket, Method::GET, &wait, &[], Vec::new()).await?;
-    let ended = envelope(&wait, status, &bytes)?;
+    let (status, bytes) = read(socket, &wait).await?;
+    let ended = match envelope(&wait, status, &bytes) {
+        // it ended more than five seconds ago, on a busy machine: whoever asked for it looks at what it made
+        Err(gone) if gone.code == 404 => return Ok(answer["metadata"].clone()),
+        other => other?,
+    };
     let metadata = &ended["metadata"];
     if metadata["status_code"].as_u64() == Some(200) {
         return Ok(metadata.clone());
