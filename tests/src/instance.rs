@@ -255,7 +255,7 @@ impl Server {
         headers: &[(&str, &str)],
         data: Vec<u8>,
     ) -> Result<(u16, hyper::body::Bytes), ApiError> {
-        let mut left = 5;
+        let mut left = 60;
         loop {
             let done = rest::raw(&self.socket, method.clone(), uri, headers, data.clone()).await;
             let early = matches!(&done, Ok((500, body)) if String::from_utf8_lossy(body).contains("forkfile.sock"));
