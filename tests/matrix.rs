@@ -163,7 +163,12 @@ async fn moved(test: &Test, source: &Server, target: &Server, cell: Cell) -> Str
     };
     let kind = if snapshots == 2 { "Exclude" } else { "Include" };
     let spec = json!({"target": {"pool": to_pool}, "transfer": MODES[mode], "snapshots": kind});
-    test.place(&Placement::new(&name, &target.name).with(json!({"methods": ["Cold"]})).with(spec)).await;
+    test.place(
+        &Placement::new(&name, &target.name)
+            .with(json!({"methods": ["Cold"]}))
+            .with(spec),
+    )
+    .await;
     let result = ended(test, &name, &target.name).await;
     if result == "ok" {
         arrived(test, (source, target), &name, &before, cell).await;
