@@ -8,7 +8,7 @@ use berth_api::copy::{CopyWork, DeletionPolicy};
 use berth_api::moves::MoveEnd;
 use berth_api::placement::InstanceRef as Meant;
 use berth_api::{
-    InstanceMoveSpec, InstancePlacementSpec, Method, MicroTime, Power as AfterPower, Reason, Time, present,
+    InstanceMoveSpec, InstancePlacementSpec, Method, MicroTime, Power as AfterPower, Reason, Time, Transfer, present,
 };
 use jiff::Timestamp;
 
@@ -395,7 +395,7 @@ fn plan_of(p: &Pass<'_>, located: &Located, target: &ServerView) -> Result<Insta
     let Some((mut spec, blockers)) = facts.map(|f| plan::transfer_of(&desired, located, &p.view.world, f)) else {
         return Err(Blocker::new(Reason::Progressing, "the target was not listed yet", None));
     };
-    if let Some(blocker) = exclude_older(record, facts) {
+    if let Some(blocker) = exclude_older(record, facts).or_else(|| not_a_way(record, &spec)) {
         return Err(blocker);
     }
     let refresh = record.status.uuid.is_some();
@@ -424,6 +424,21 @@ fn exclude_older(record: &CopyRecord, facts: Option<&ServerFacts>) -> Option<Blo
         let fix = "remove spec.refresh.excludeOlder".to_owned();
         Blocker::new(Reason::InvalidSpec, message, Some(fix))
     })
+}
+
+/// Copies go from server to server: by a backup they could not be refreshed, and through the controller they do not go yet.
+fn not_a_way(record: &CopyRecord, plan: &InstanceMoveSpec) -> Option<Blocker> {
+    let way = match plan.transfer {
+        Transfer::Pull | Transfer::Push | Transfer::Internal => return None,
+        Transfer::Relay => "Relay",
+        Transfer::Backup => "Backup",
+    };
+    let message = format!("copies do not go by {way} in this version of Berth");
+    let fix = format!(
+        "set spec.transfer to Pull or Push, and let {} reach the other server (spec.peerAddress)",
+        record.spec.target.server
+    );
+    Some(Blocker::new(Reason::MethodImpossible, message, Some(fix)))
 }
 
 /// A late request took the copy to another name, or left a guard on it.
