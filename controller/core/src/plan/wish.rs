@@ -3,7 +3,7 @@
 
 use berth_api::placement::Mode;
 use berth_api::{Reason, Step, Transfer, TransferMode, present};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 
 use super::world::Desired;
 use crate::moves::{StopRules, Wish, is_internal};
@@ -37,7 +37,7 @@ pub fn wish(record: &Record, desired: Option<&Desired>, now: Timestamp) -> Wish 
         return undo(Reason::MoveFailed, "it was not committed within spec.timeout");
     }
     if before_stop(record)
-        && let Err(closed) = crate::windows::check(&desired.spec.windows, record.spec.method, now)
+        && let Err(closed) = crate::windows::check(&desired.spec.windows, record.spec.method, SignedDuration::ZERO, now)
     {
         return undo(Reason::WaitingForWindow, closed.to_string());
     }
