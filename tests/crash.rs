@@ -98,18 +98,19 @@ fn full() -> bool {
 
 /// The scenarios that are disturbed in every way, the most important first.
 fn some() -> Vec<Scenario> {
-    const KINDS: [&str; 8] = [
+    const KINDS: [&str; 9] = [
         "Incus pull, running",
         "Incus pull, restricted project",
         "Incus warm, running",
         "Incus inside, pool",
+        "Incus restart for overrides",
         "LXD pull, running",
         "LXD warm, from a snapshot of ours",
         "Incus pull, slow servers",
         "Incus pull, virtual machine",
     ];
     let all = Scenario::all();
-    let kinds = KINDS.iter().take(if full() { 8 } else { 4 });
+    let kinds = KINDS.iter().take(if full() { 9 } else { 5 });
     kinds
         .filter_map(|k| all.iter().find(|s| s.name == *k))
         .cloned()

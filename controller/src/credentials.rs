@@ -214,6 +214,7 @@ pub(crate) fn join_problem(error: &TrustError) -> Problem {
             | FailureKind::AlreadyExists
             | FailureKind::Changed
             | FailureKind::Refused
+            | FailureKind::Running
             | FailureKind::NotTrusted => (
                 Reason::TokenUsed,
                 format!("the server does not take the trust token ({error}): it was used or has expired; {NEW_TOKEN}"),

@@ -147,6 +147,7 @@ mod tests {
             reach,
             instances: None,
             cordoned: false,
+            cordoned_by: vec![],
             duplicate_of: None,
             free_incoming: 2,
             free_outgoing: 2,

@@ -47,6 +47,7 @@ pub struct Scenario {
     /// Before which write of the first controller the move is cancelled.
     pub cancel_before: Option<u64>,
     pub stop: Stop,
+    pub overrides: Overrides,
     /// Servers that take seconds for what others do in milliseconds.
     pub slow: bool,
     pub method: Method,
@@ -73,6 +74,7 @@ impl Scenario {
                 timeout: GoDuration::from_secs(20),
                 force: false,
             },
+            overrides: Overrides::default(),
             slow: false,
             method: Method::Cold,
             pools: ("default", "nvme"),
@@ -173,6 +175,19 @@ impl Scenario {
             lxd.with("inside, member, stopped", |s| {
                 inside(s, member);
                 s.stopped();
+            }),
+            incus.with("inside, member, overrides", |s| {
+                inside(s, member);
+                s.overrides = overrides();
+            }),
+            // the record of a restart for a configuration that needs one
+            incus.with("restart for overrides", |s| {
+                inside(s, Inside::HERE);
+                s.overrides = overrides();
+            }),
+            lxd.with("restart for overrides", |s| {
+                inside(s, Inside::HERE);
+                s.overrides = overrides();
             }),
         ]
     }
@@ -324,7 +339,7 @@ impl Scenario {
                 warm: Some(self.warm),
                 live: None,
                 timeout: None,
-                overrides: Overrides::default(),
+                overrides: self.overrides.clone(),
                 dropped: Vec::new(),
                 keep_source: GoDuration::from_secs(0),
                 cancel: false,
@@ -349,6 +364,14 @@ fn protected() -> InstanceOptions {
     options
         .key("security.protection.delete", "true")
         .key("boot.autostart", "true")
+}
+
+fn overrides() -> Overrides {
+    Overrides {
+        config: [("security.nesting".to_owned(), "true".to_owned())].into(),
+        remove_config: vec!["user.role".to_owned()],
+        ..Overrides::default()
+    }
 }
 
 fn slow() -> Timing {

@@ -7,8 +7,9 @@ use std::io;
 use berth_core::server::FailureKind;
 use rustls::{AlertDescription, CertificateError};
 
-/// Kind of an error answer. The servers answer most refusals with 500 and only a text, so two texts must be read:
-/// `Instance is busy running` (worth another try soon) and a taken name (500 on Incus and LXD 5, 409 on LXD 6).
+/// Kind of an error answer. The servers answer most refusals with 500 and only a text, so three things must be read in it:
+/// `Instance is busy running` (worth another try soon), a taken name (500 on Incus and LXD 5, 409 on LXD 6), and that a
+/// change needs a stop.
 /// A 403 is `Refused` here; whether it is our certificate is found out by asking for `/1.0`.
 pub(crate) fn kind_of_answer(code: u16, text: &str) -> FailureKind {
     let busy = text.contains("Instance is busy running");
@@ -24,8 +25,21 @@ pub(crate) fn kind_of_answer(code: u16, text: &str) -> FailureKind {
         502 | 504 => FailureKind::Unknown,
         _ if busy => FailureKind::Busy,
         _ if taken => FailureKind::AlreadyExists,
+        _ if needs_stop(text) => FailureKind::Running,
         _ => FailureKind::Refused,
     }
+}
+
+/// Whether a change is refused only because the instance runs: a key of a virtual machine, a device that cannot be
+/// plugged, a disk in use.
+fn needs_stop(text: &str) -> bool {
+    const WORDS: [&str; 4] = [
+        "when VM is running",
+        "the VM is running",
+        "when instance is running",
+        "while instance is running",
+    ];
+    WORDS.iter().any(|words| text.contains(words)) || text.ends_with(": In use") || text == "In use"
 }
 
 /// Whether an error text of `/wait` says that the time asked for is over, rather than that the operation failed.
@@ -154,6 +168,10 @@ mod tests {
             FailureKind::Busy
         );
         assert_eq!(kind("Instance is running"), FailureKind::Refused);
+        assert_eq!(
+            kind(r#"Key "migration.stateful" cannot be updated when VM is running"#),
+            FailureKind::Running
+        );
         assert_eq!(kind_of_answer(412, "ETag doesn't match: a vs b"), FailureKind::Changed);
     }
 

@@ -6,6 +6,7 @@ pub mod copies;
 pub mod marks;
 pub mod model;
 pub mod moves;
+pub mod overrides;
 pub mod plan;
 pub mod records;
 pub mod server;

@@ -28,6 +28,8 @@ pub enum FailureKind {
     Busy,
     /// The server understood and will not do it.
     Refused,
+    /// The server would do it only if the instance did not run.
+    Running,
     /// The server does not trust our certificate, or it may not do this.
     NotTrusted,
     /// The server's certificate is not the pinned one.

@@ -7,6 +7,7 @@ use berth_api::{InstancePlacementStatus, InstanceType, Location, Method, Outcome
 use jiff::{SignedDuration, Timestamp, Unit};
 
 use crate::model::InstanceKind;
+use crate::moves::is_restart;
 use crate::plan::{Decision, Desired, Located, Verdict, location};
 use crate::records::Record;
 
@@ -48,6 +49,9 @@ pub fn resting(
     status.drift = verdict.drift.iter().map(|d| d.as_str().to_owned()).collect();
     status.plan.clone_from(&verdict.plan);
     status.current_move = None;
+    if verdict.changed {
+        status.committed_moves = Some(status.committed_moves.unwrap_or(0) + 1);
+    }
     let (reason, message) = match &verdict.decision {
         Decision::InSync => (Reason::InPlace, in_place(verdict.located.as_ref())),
         Decision::Wait { reason, message, .. } => (*reason, message.clone()),
@@ -58,6 +62,10 @@ pub fn resting(
         Decision::Repair { at, .. } => (
             Reason::StaleMarks,
             format!("{at} carries the marks of a move that is over; they are taken off"),
+        ),
+        Decision::Adapt { at, change, .. } => (
+            Reason::Updating,
+            format!("{} of {at} are being changed", change.names()),
         ),
         Decision::Power { at, .. } => (Reason::Updating, format!("power state of {at} is being changed")),
         Decision::Move(spec) => (
@@ -214,7 +222,17 @@ fn base(desired: &Desired, located: Option<&Located>) -> InstancePlacementStatus
 
 /// What a running move does, in a sentence that changes only when the move changes.
 fn story(record: &Record) -> (Reason, String) {
-    let (method, to) = (record.spec.method.as_str(), place(&record.spec.to.location()));
+    let restart = is_restart(record);
+    let what = if restart {
+        format!("restart of {} for its configuration", record.spec.from.name)
+    } else {
+        format!(
+            "{} move to {}",
+            record.spec.method.as_str(),
+            place(&record.spec.to.location())
+        )
+    };
+    let reason = if restart { Reason::Updating } else { Reason::Moving };
     if let Some(undo) = &record.status.undo {
         let pending = record
             .status
@@ -223,10 +241,7 @@ fn story(record: &Record) -> (Reason, String) {
             .filter(|e| e.reason == Reason::StopPending.as_str());
         return match pending {
             Some(e) => (Reason::StopPending, e.message.clone()),
-            None => (
-                Reason::Moving,
-                format!("{method} move to {to} is being undone: {}", undo.message),
-            ),
+            None => (reason, format!("{what} is being undone: {}", undo.message)),
         };
     }
     let trouble = record
@@ -241,7 +256,7 @@ fn story(record: &Record) -> (Reason, String) {
         .as_ref()
         .map(|t| t.0.round(Unit::Second).unwrap_or(t.0));
     let since = since.map(|t| format!(" since {t}")).unwrap_or_default();
-    (Reason::Moving, format!("{method} move to {to}{since}{trouble}"))
+    (reason, format!("{what}{since}{trouble}"))
 }
 
 fn in_place(located: Option<&Located>) -> String {

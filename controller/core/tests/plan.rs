@@ -11,7 +11,11 @@ use common::{claim, cluster, desired, instance, now, server, world};
 
 fn reason(decision: &Decision) -> Option<Reason> {
     match decision {
-        Decision::InSync | Decision::Move(_) | Decision::Power { .. } | Decision::Repair { .. } => None,
+        Decision::InSync
+        | Decision::Move(_)
+        | Decision::Power { .. }
+        | Decision::Adapt { .. }
+        | Decision::Repair { .. } => None,
         Decision::Wait { reason, .. } => Some(*reason),
         Decision::Blocked(blockers) => blockers.first().map(|b| b.reason),
     }

@@ -14,6 +14,7 @@ use futures::FutureExt;
 use jiff::Timestamp;
 use tokio::sync::broadcast;
 
+use crate::adapt::Adaptations;
 use crate::book::{Book, Route};
 use crate::copies::Copies;
 use crate::drive::{Driven, Driver, Orders};
@@ -39,6 +40,7 @@ pub struct Engine {
     power: PowerChanges,
     copies: Copies,
     sizes: Sizes,
+    adaptations: Adaptations,
     /// Held while slots are looked at and taken.
     starting: Mutex<()>,
 }
@@ -87,6 +89,7 @@ impl Engine {
             copies: Copies::new(changes.clone()),
             changes,
             sizes: Sizes::default(),
+            adaptations: Adaptations::default(),
             starting: Mutex::default(),
         }
     }
@@ -121,6 +124,10 @@ impl Engine {
 
     pub(crate) fn starting(&self) -> &Mutex<()> {
         &self.starting
+    }
+
+    pub(crate) fn adaptations(&self) -> &Adaptations {
+        &self.adaptations
     }
 
     pub(crate) fn records(&self) -> &dyn Records {
@@ -190,6 +197,7 @@ impl Engine {
     /// A placement is gone.
     pub fn placement_gone(&self, key: &Key) {
         self.power.forget(key);
+        self.adaptations.forget(key);
         let others = self.placements.forget(key);
         self.say_placements(others);
         self.say_admissible();
@@ -261,7 +269,9 @@ impl Engine {
             let _ = self.placements.interrupt(&key).notified().now_or_never();
         }
         self.load_book(&desired.namespace).await?;
-        desired.handle_request();
+        if desired.handle_request() {
+            self.adaptations.forget(&key);
+        }
         let mut events = Vec::new();
         let mut look_again: Option<Duration> = None;
         loop {
@@ -286,7 +296,7 @@ impl Engine {
                 }
                 look_again = Some(Duration::from_secs(1));
             }
-            let (verdict, after) = self.mend_in_place(&key, &desired, verdict, report).await;
+            let (verdict, after) = self.mend_in_place(&key, &desired, verdict, report, &mut events).await;
             look_again = sooner(look_again, after);
             let status = status::resting(&desired, &verdict, open.leftover.as_ref(), self.env.now());
             events.extend(happenings::of_status(&before, &status));
@@ -418,6 +428,8 @@ impl Engine {
     /// What to do about a placement without a move in the way. If that is a move, its slots are taken.
     pub(crate) fn plan(&self, key: &Key, desired: &Desired, contents: Option<Contents>) -> Verdict {
         let now = self.env.now();
+        // what an earlier look took and nobody used
+        self.book.unreserve(&desired.uid);
         let (mut world, _) = self.world(desired, &self.book.usage(now), contents);
         let mut verdict = plan::plan(desired, &world, now);
         let mut waits_for = None;
@@ -474,6 +486,7 @@ impl Engine {
             contents,
             lessons: self.book.lessons(),
             size: None,
+            tried: self.adaptations.of(&Key::new(&desired.namespace, &desired.name)),
         };
         let located = plan::locate(desired, &world);
         if let Some(located) = &located {

@@ -3,6 +3,9 @@
 
 use berth_api::conditions::{self, READY};
 use berth_api::{InstancePlacementStatus, Outcome, Reason, ReasonKind, Step};
+use berth_core::moves::is_restart;
+use berth_core::overrides::Adaptation;
+use berth_core::plan::Located;
 use berth_core::records::Record;
 
 /// One thing to tell.
@@ -30,6 +33,7 @@ pub(crate) fn of_record(old: &Record, new: &Record) -> Option<Happening> {
     let step = new.status.step()?;
     let message = match step {
         Step::Stopped => format!("{} is stopped on {}", from.name, from.server),
+        Step::Committed if is_restart(new) => format!("the configuration of {} is as declared", from.name),
         Step::Committed => format!(
             "{} belongs to {} from now on; the move only goes forward",
             from.name, to.server
@@ -90,13 +94,38 @@ fn undone(record: &Record) -> String {
 /// A new move.
 pub(crate) fn begun(record: &Record) -> Happening {
     let (method, from, to) = (record.spec.method.as_str(), &record.spec.from, &record.spec.to);
+    let (reason, message) = if is_restart(record) {
+        let message = format!(
+            "{} on {} is stopped and started for its configuration",
+            from.name, from.server
+        );
+        (Reason::Updating, message)
+    } else {
+        let message = format!(
+            "{method} move of {} from {} to {} begins",
+            from.name, from.server, to.server
+        );
+        (Reason::Moving, message)
+    };
     Happening {
         record: Some(record.name.clone()),
         warning: false,
-        reason: Reason::Moving.as_str().to_owned(),
+        reason: reason.as_str().to_owned(),
+        message,
+    }
+}
+
+/// A change of the configuration where the instance is. Names only, since values may be secret.
+pub(crate) fn adapted(located: &Located, change: &Adaptation) -> Happening {
+    Happening {
+        record: None,
+        warning: false,
+        reason: Reason::Updating.as_str().to_owned(),
         message: format!(
-            "{method} move of {} from {} to {} begins",
-            from.name, from.server, to.server
+            "{} of {} on {} changed as declared",
+            change.names(),
+            located.at(),
+            located.server
         ),
     }
 }

@@ -14,6 +14,7 @@ use jiff::Timestamp;
 
 use crate::Key;
 use crate::engine::{Engine, Report, record_name};
+use crate::happenings::Happening;
 use crate::power::{self, Standing, Wanted};
 
 /// When to look again at what waits for something outside without a time of its own.
@@ -31,6 +32,7 @@ impl Engine {
         desired: &Desired,
         mut verdict: Verdict,
         report: &dyn Report,
+        events: &mut Vec<Happening>,
     ) -> (Verdict, Option<Duration>) {
         let late = |l: &Located| {
             let last = self.book().last_of(&desired.uid);
@@ -69,9 +71,13 @@ impl Engine {
                 };
                 self.change_power(key, desired, verdict, report, &wanted).await
             }
+            (Decision::Adapt { .. }, Some(located)) => self.adapt(key, desired, verdict, &located, events).await,
             (Decision::Repair { .. }, Some(located)) => self.repair(key, desired, verdict, &located).await,
             (decision, _) => {
                 self.power().forget(key);
+                if matches!(decision, Decision::InSync) {
+                    self.adaptations().forget(key);
+                }
                 let after = look_again_for(decision, self.env().now());
                 (verdict, after)
             }
@@ -207,6 +213,6 @@ fn look_again_for(decision: &Decision, now: Timestamp) -> Option<Duration> {
             Some(Duration::try_from(status::GRACE).unwrap_or(WAITING) + Duration::from_millis(100))
         }
         Decision::Blocked(_) => Some(BLOCKED),
-        Decision::Power { .. } | Decision::Repair { .. } | Decision::Move(_) => Some(SOON),
+        Decision::Power { .. } | Decision::Adapt { .. } | Decision::Repair { .. } | Decision::Move(_) => Some(SOON),
     }
 }

@@ -349,7 +349,8 @@ pub(crate) fn reason(kind: FailureKind) -> Reason {
         | FailureKind::Changed
         | FailureKind::NotFound
         | FailureKind::AlreadyExists
-        | FailureKind::Refused => Reason::Unreachable,
+        | FailureKind::Refused
+        | FailureKind::Running => Reason::Unreachable,
     }
 }
 

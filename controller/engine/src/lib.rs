@@ -4,7 +4,7 @@
 //! | module | what it does |
 //! |---|---|
 //! | [`Engine`] | one placement after the other: open move or plan, record, drive, status |
-//! | `in_place`, `power` | what is done without a move: power state, stale marks |
+//! | `in_place`, `power`, `adapt` | what is done without a move: stale marks, power state, configuration |
 //! | `copies` | one InstanceCopy after the other: look, step, record, effect |
 //! | `sweep` | copies that late requests left behind |
 //! | `sizes` | how large instances are that are about to be moved |
@@ -23,6 +23,7 @@
 //! [`Engine::sweep`] now and then. One pass per placement at a time.
 #![deny(missing_docs)]
 
+mod adapt;
 mod book;
 mod contents;
 mod copies;

@@ -251,6 +251,7 @@ fn failure(info: &WriteInfo, kind: FailureKind) -> Failure {
         FailureKind::NotFound => RecordError::NotFound(attempted),
         FailureKind::Busy
         | FailureKind::Refused
+        | FailureKind::Running
         | FailureKind::NotTrusted
         | FailureKind::CertificateMismatch
         | FailureKind::Unreachable

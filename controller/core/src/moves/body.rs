@@ -1,10 +1,11 @@
 //! The definition of the copy that a transfer makes: the source's own configuration and devices (never the expanded
 //! ones), guarded, marked as incoming, with the placement's overrides and a root disk on the verified pool.
 
-use berth_api::{InstanceMoveSpec, Overrides};
+use berth_api::InstanceMoveSpec;
 
 use crate::marks::{self, Role};
 use crate::model::{Change, Config, Definition, Device, Instance, ServerFacts};
+use crate::overrides::{self, is_root};
 
 /// Whether a key belongs to the server that holds the instance and must not travel (fact sheet 4).
 fn stays_behind(key: &str) -> bool {
@@ -37,7 +38,7 @@ pub fn incoming_definition(
         .retain(|k, _| !stays_behind(k) && k != marks::PROTECTION_START && !spec.dropped.contains(k));
     definition.devices.remove(marks::GUARD);
     definition.ephemeral = false;
-    apply_overrides(&mut definition, &spec.overrides, source);
+    overrides::apply(&mut definition, &spec.overrides, source);
     add_root(&mut definition, spec, source, target);
     definition
         .config
@@ -55,45 +56,10 @@ pub fn incoming_definition(
     definition
 }
 
-fn apply_overrides(definition: &mut Definition, overrides: &Overrides, source: &Instance) {
-    let Overrides {
-        config,
-        devices,
-        remove_config,
-        remove_devices,
-        profiles,
-        no_profiles,
-    } = overrides;
-    definition
-        .config
-        .extend(config.iter().map(|(k, v)| (k.clone(), v.clone())));
-    definition.config.retain(|k, _| !remove_config.contains(k));
-    if *no_profiles {
-        definition.profiles.clear();
-    } else if !profiles.is_empty() {
-        definition.profiles.clone_from(profiles);
-    }
-    for (name, wanted) in devices {
-        definition
-            .devices
-            .insert(name.clone(), merged_device(source.expanded_devices.get(name), wanted));
-    }
-    definition.devices.retain(|k, _| !remove_devices.contains(k));
-}
-
-/// Declared keys over the device that is there; a device of another type is replaced.
-pub fn merged_device(existing: Option<&Device>, wanted: &Device) -> Device {
-    let same_type = |e: &&Device| wanted.get("type").is_none_or(|t| e.get("type") == Some(t));
-    let mut device = existing.filter(same_type).cloned().unwrap_or_default();
-    device.extend(wanted.iter().map(|(k, v)| (k.clone(), v.clone())));
-    device
-}
-
 /// Servers silently replace a pool that they do not have (fact sheet 4), so the root disk always names the verified one,
 /// unless the profiles on the target give just that.
 fn add_root(definition: &mut Definition, spec: &InstanceMoveSpec, source: &Instance, target: &ServerFacts) {
     let Some(pool) = spec.to.pool.as_deref() else { return };
-    let is_root = |d: &Device| d.get("type").is_some_and(|t| t == "disk") && d.get("path").is_some_and(|p| p == "/");
     if let Some(root) = definition.devices.values_mut().find(|d| is_root(d)) {
         root.insert("pool".to_owned(), pool.to_owned());
         return;

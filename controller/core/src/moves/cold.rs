@@ -366,6 +366,7 @@ pub(super) fn transfer_failed(p: &mut Pass<'_>, e: &ServerError) -> Transition {
         FailureKind::Unreachable | FailureKind::Unknown => Reason::ServerUnreachable,
         FailureKind::NotFound
         | FailureKind::Refused
+        | FailureKind::Running
         | FailureKind::Changed
         | FailureKind::Busy
         | FailureKind::NotTrusted

@@ -58,6 +58,8 @@ pub enum EffectKind {
     Unmark,
     /// The server moves the instance itself.
     Relocate,
+    /// The configuration becomes what the placement declares.
+    Adapt,
 }
 
 impl EffectKind {
@@ -83,6 +85,7 @@ impl EffectKind {
             EffectKind::Restore => "put the source back as it was",
             EffectKind::Unmark => "take the marks off",
             EffectKind::Relocate => "move the instance inside the server",
+            EffectKind::Adapt => "change the configuration",
         }
     }
 }

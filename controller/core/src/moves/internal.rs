@@ -1,5 +1,6 @@
 //! Moves inside one server or cluster: Accepted → Marked → (Stopped) → Committed → Started → Cleaned. The server does
 //! the work in one request (or one for each change where it cannot combine them); COMMIT is written before the first.
+//! Overrides are written before it. A move from a place to itself is a restart for overrides that need one.
 
 use std::time::Duration;
 
@@ -10,8 +11,9 @@ use super::effect::{EffectKind, End, Request};
 use super::finish::{put_back_cloud_init, start_failed, started_now, unmark};
 use super::pass::{Pass, Transition};
 use super::view::{EndView, source_places};
-use crate::model::{Capability, Instance, InstanceRef, Power, ServerFacts};
-use crate::server::Relocation;
+use crate::model::{Capability, Definition, Instance, InstanceRef, Power, ServerFacts};
+use crate::overrides::Adaptation;
+use crate::server::{FailureKind, Relocation};
 
 const POLL: Duration = Duration::from_secs(1);
 /// Refusals of the server after which the move is given up.
@@ -21,7 +23,8 @@ pub(super) fn step(p: &mut Pass<'_>, step: Step) -> Transition {
     match step {
         Step::Accepted => cold::accepted(p),
         Step::Marked => marked(p),
-        Step::Stopped | Step::Committed => committed(p),
+        Step::Stopped => stopped(p),
+        Step::Committed => committed(p),
         Step::Started => started(p),
         Step::Precopied
         | Step::Transferred
@@ -51,9 +54,59 @@ pub(super) fn marked(p: &mut Pass<'_>) -> Transition {
         p.record.status.stopped_at = Some(MicroTime(p.now));
         p.advance(Step::Stopped);
     }
+    stopped(p)
+}
+
+/// What the placement declares of the configuration is written while everything can still be undone. Then COMMIT.
+fn stopped(p: &mut Pass<'_>) -> Transition {
+    let view = p.view;
+    let EndView::Reachable { facts, .. } = &view.source else {
+        return p.wait(POLL);
+    };
+    let Some(source) = p.source() else {
+        return cold::source_vanished(p);
+    };
+    if let Some(t) = p.undo_if_wished() {
+        return t;
+    }
+    let i = &source.fresh.instance;
+    if i.power != Power::Stopped {
+        return stop_source(p, source);
+    }
+    let change = adaptation(p, i, facts);
+    // a server that stores another spelling took it all the same
+    if !change.is_empty() && !p.succeeded(EffectKind::Adapt) {
+        if let Some(t) = not_adapted(p) {
+            return t;
+        }
+        let mut definition = Definition::from(i);
+        change.apply(&mut definition);
+        let etag = source.fresh.etag.clone();
+        return p.ask(EffectKind::Adapt, End::Source, &i.at, Request::Put { definition, etag });
+    }
     p.record.status.committed_at = Some(MicroTime(p.now));
     p.advance(Step::Committed);
     committed(p)
+}
+
+/// What is still to be changed. Profiles of another project can only be set there: that is left to the placement.
+fn adaptation(p: &Pass<'_>, i: &Instance, facts: &ServerFacts) -> Adaptation {
+    let mut overrides = p.record.spec.overrides.clone();
+    if p.record.spec.to.project != p.record.spec.from.project {
+        overrides.profiles.clear();
+        overrides.no_profiles = false;
+    }
+    Adaptation::of(&overrides, i, facts)
+}
+
+/// A refused change is undone, and not made again before the placement changes.
+fn not_adapted(p: &mut Pass<'_>) -> Option<Transition> {
+    let e = p.failed(EffectKind::Adapt)?;
+    if e.kind == FailureKind::Changed || e.is_transient() {
+        return cold::retry_or_undo(p, EffectKind::Adapt);
+    }
+    let fix = "correct spec.overrides".to_owned();
+    Some(p.undo(Reason::TargetRefused, e.to_string(), Some(fix)))
 }
 
 fn committed(p: &mut Pass<'_>) -> Transition {

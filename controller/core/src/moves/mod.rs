@@ -13,6 +13,7 @@ mod verify;
 mod view;
 mod warm;
 
+use berth_api::moves::MoveEnd;
 use berth_api::{Method, Step, Transfer as TransferMode};
 use jiff::Timestamp;
 
@@ -32,6 +33,12 @@ pub fn is_internal(record: &Record) -> bool {
 /// Whether the instance is copied while it runs, and stopped for the last difference only.
 pub fn is_warm(record: &Record) -> bool {
     record.spec.method == Method::Warm && !is_internal(record)
+}
+
+/// Whether the instance stays where it is: it is stopped, changed and started again.
+pub fn is_restart(record: &Record) -> bool {
+    let place = |end: &MoveEnd| (end.fingerprint.clone(), end.location());
+    is_internal(record) && place(&record.spec.from) == place(&record.spec.to)
 }
 
 /// The next step of a move: the record to write first, then at most one effect, and when to look again.

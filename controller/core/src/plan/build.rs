@@ -12,8 +12,9 @@ use sha2::{Digest, Sha256};
 
 use super::methods::{self, Case, Choice};
 use super::world::{Desired, Located, World};
-use super::{Blocker, dropped, gate, preflight};
+use super::{Blocker, Verdict, dropped, gate, preflight};
 use crate::model::{Capability, InstanceKind, ServerFacts};
+use crate::overrides::Adaptation;
 
 pub(super) struct Built {
     pub spec: InstanceMoveSpec,
@@ -57,40 +58,30 @@ pub(super) fn build(desired: &Desired, located: &Located, world: &World, facts: 
     let guard = guards(desired, located, world, &to, internal, &mut blockers);
     let end = |location: &Location, fingerprint: &str| MoveEnd::new(location, fingerprint);
     let mut spec = InstanceMoveSpec {
-        placement: desired.name.clone(),
-        placement_uid: desired.uid.clone(),
-        generation: Some(desired.generation),
-        method,
         guard,
-        transfer,
-        instance_type: match located.instance.kind {
-            InstanceKind::Container => InstanceType::Container,
-            InstanceKind::VirtualMachine => InstanceType::VirtualMachine,
-        },
         from: MoveEnd {
             uuid: located.instance.uuid().map(str::to_owned),
             ..end(&from, &located.fingerprint)
         },
-        to: MoveEnd {
-            group: present(&desired.spec.target.group).map(str::to_owned),
-            ..end(&to, &facts.fingerprint)
-        },
-        power_after: gate::power_after(desired, located),
-        snapshots: desired.spec.snapshots,
-        stop: desired.spec.stop,
-        timeout: Some(desired.spec.timeout),
-        overrides: desired.spec.overrides.clone(),
         dropped: dropped.keys,
-        keep_source: desired.spec.keep_source,
-        attempt: 0,
-        plan_digest: String::new(),
         estimate,
         inputs: (method != Method::Cold).then_some(inputs),
         warm: (method == Method::Warm).then_some(desired.spec.warm),
-        live: None,
-        cancel: false,
+        ..spec(
+            desired,
+            located,
+            (method, transfer),
+            MoveEnd {
+                group: present(&desired.spec.target.group).map(str::to_owned),
+                ..end(&to, &facts.fingerprint)
+            },
+        )
     };
     spec.plan_digest = digest(&spec, desired);
+    let notes = match source.facts.as_deref().filter(|_| !internal) {
+        Some(source) => preflight::notes(desired, located, source, facts, &to),
+        None => Vec::new(),
+    };
     let plan = Plan {
         digest: Some(spec.plan_digest.clone()),
         method: Some(PlanMethod::from(method)),
@@ -102,6 +93,7 @@ pub(super) fn build(desired: &Desired, located: &Located, world: &World, facts: 
         rejected,
         dropped: dropped.shown,
         blockers: blockers.iter().map(shown).collect(),
+        notes: notes.iter().map(shown).collect(),
     };
     Built {
         spec,
@@ -111,21 +103,82 @@ pub(super) fn build(desired: &Desired, located: &Located, world: &World, facts: 
     }
 }
 
+/// What a record takes over from its placement; its source is for the caller to fill in.
+fn spec(desired: &Desired, located: &Located, (method, transfer): (Method, Transfer), to: MoveEnd) -> InstanceMoveSpec {
+    InstanceMoveSpec {
+        placement: desired.name.clone(),
+        placement_uid: desired.uid.clone(),
+        generation: Some(desired.generation),
+        method,
+        guard: GuardPair::default(),
+        transfer,
+        instance_type: match located.instance.kind {
+            InstanceKind::Container => InstanceType::Container,
+            InstanceKind::VirtualMachine => InstanceType::VirtualMachine,
+        },
+        from: to.clone(),
+        to,
+        power_after: gate::power_after(desired, located),
+        snapshots: desired.spec.snapshots,
+        stop: desired.spec.stop,
+        timeout: Some(desired.spec.timeout),
+        overrides: desired.spec.overrides.clone(),
+        dropped: Vec::new(),
+        keep_source: desired.spec.keep_source,
+        attempt: 0,
+        plan_digest: String::new(),
+        estimate: None,
+        inputs: None,
+        warm: None,
+        live: None,
+        cancel: false,
+    }
+}
+
 /// The plan of a change where the instance is.
-pub(super) fn in_place(desired: &Desired, located: &Located) -> Plan {
+pub(super) fn in_place(
+    desired: &Desired,
+    located: &Located,
+    change: &Adaptation,
+    restarts: bool,
+    blockers: &[Blocker],
+) -> Plan {
     let from = from_location(located);
     let what = (
         &from,
         desired.bound_uuid(),
         desired.spec.power_state,
         desired.status.committed_moves,
+        (change, restarts),
     );
     Plan {
         digest: Some(hash(&what)),
         method: Some(PlanMethod::InPlace),
         from: Some(from.clone()),
         to: Some(from),
+        blockers: blockers.iter().map(shown).collect(),
         ..Default::default()
+    }
+}
+
+/// Adds to a plan what stands against it.
+pub(super) fn show(verdict: &mut Verdict, blockers: &[Blocker]) {
+    if let Some(plan) = verdict.plan.as_mut() {
+        plan.blockers.extend(blockers.iter().map(shown));
+    }
+}
+
+/// The record of a stop, a change of the configuration and a start where the instance is.
+pub(super) fn restart(desired: &Desired, located: &Located, digest: String) -> InstanceMoveSpec {
+    let here = from_location(located);
+    let end = MoveEnd::new(&here, &located.fingerprint);
+    InstanceMoveSpec {
+        from: MoveEnd {
+            uuid: located.instance.uuid().map(str::to_owned),
+            ..end.clone()
+        },
+        plan_digest: digest,
+        ..spec(desired, located, (Method::Cold, Transfer::Internal), end)
     }
 }
 

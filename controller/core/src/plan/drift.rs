@@ -5,6 +5,7 @@ use berth_api::present;
 
 use super::world::{Desired, Located, World};
 use crate::model::{Power, ServerFacts};
+use crate::overrides::Adaptation;
 
 /// Everything that differs, in the order of the reasons.
 pub(super) fn drift(desired: &Desired, located: &Located, world: &World) -> Vec<Drift> {
@@ -35,7 +36,7 @@ pub(super) fn drift(desired: &Desired, located: &Located, world: &World) -> Vec<
         Drift::WrongProject,
     );
     add(
-        present(&target.pool).is_some_and(|p| i.root_pool() != Some(p)),
+        desired.target_pool(i).is_some_and(|p| i.root_pool() != Some(p)),
         Drift::WrongPool,
     );
     add(desired.target_name() != i.at.name, Drift::WrongName);
@@ -45,6 +46,13 @@ pub(super) fn drift(desired: &Desired, located: &Located, world: &World) -> Vec<
         PowerState::Stopped => matches!(i.power, Power::Running | Power::Frozen),
     };
     add(wrong_power, Drift::WrongPower);
+    let here = world.servers.get(&located.server).and_then(|v| v.facts.as_deref());
+    if let Some(facts) = here {
+        let change = Adaptation::of(&desired.spec.overrides, i, facts);
+        add(!change.config.is_empty(), Drift::WrongConfig);
+        add(!change.devices.is_empty(), Drift::WrongDevices);
+        add(change.profiles.is_some(), Drift::WrongProfiles);
+    }
     drift
 }
 

@@ -2,13 +2,14 @@
 
 use berth_api::placement::{Approval, Mode, PowerState};
 use berth_api::{Method, Outcome, Reason};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 
 use super::identify::holder;
 use super::world::{Desired, Located, World};
 use super::{Blocker, Decision, Verdict, wait};
 use crate::marks;
 use crate::model::MemberStatus;
+use crate::moves::is_restart;
 
 type Gate = Result<(), Decision>;
 
@@ -170,6 +171,27 @@ pub(super) fn history(desired: &Desired, world: &World, now: Timestamp) -> Gate 
     }
 }
 
+/// An instance is not stopped again and again for a change that its server refuses.
+pub(super) fn refused(desired: &Desired, world: &World) -> Gate {
+    let last = world.records.iter().max_by_key(|r| r.spec.attempt);
+    let Some(last) = last.filter(|r| is_restart(r) && r.status.outcome() == Some(Outcome::Undone)) else {
+        return Ok(());
+    };
+    let summary = desired.status.moves.iter().find(|m| m.name == last.name);
+    let remembered = summary.and_then(|s| s.generation) == Some(desired.generation);
+    let undo = last.status.undo.as_ref();
+    match undo.filter(|u| remembered && u.reason == Reason::TargetRefused.as_str()) {
+        None => Ok(()),
+        Some(undo) => {
+            let fix = format!(
+                "correct spec.overrides: kubectl edit iplace -n {} {}",
+                desired.namespace, desired.name
+            );
+            blocked(Reason::TargetRefused, undo.message.clone(), Some(fix))
+        }
+    }
+}
+
 /// How the last move ended whose record is gone, because somebody deleted it.
 fn forgotten(desired: &Desired) -> Gate {
     let last = desired.status.moves.first();
@@ -210,9 +232,12 @@ pub(super) fn approval(desired: &Desired, verdict: &Verdict) -> Gate {
     }
 }
 
-/// Outside its windows nothing is stopped.
-pub(super) fn windows(desired: &Desired, method: Method, now: Timestamp) -> Gate {
-    crate::windows::check(&desired.spec.windows, method, now).map_err(|closed| closed.decision())
+/// Outside its windows nothing is stopped, and nothing begins that is expected to take longer than what is left of one.
+pub(super) fn windows(desired: &Desired, method: Method, verdict: &Verdict, now: Timestamp) -> Gate {
+    let estimate = verdict.plan.as_ref().and_then(|p| p.estimate.as_ref());
+    let takes = estimate.and_then(|e| e.duration).map_or(0, |d| d.as_millis());
+    let takes = SignedDuration::from_millis(takes);
+    crate::windows::check(&desired.spec.windows, method, takes, now).map_err(|closed| closed.decision())
 }
 
 /// A slot on both servers; a member, group, pool or name change inside one server needs none.

@@ -7,6 +7,7 @@ mod dropped;
 mod estimate;
 mod gate;
 mod identify;
+mod in_place;
 mod lessons;
 mod live;
 mod methods;
@@ -15,18 +16,20 @@ mod warm;
 mod wish;
 mod world;
 
-use berth_api::placement::{Drift, Plan, PowerState};
+use berth_api::placement::{Drift, Plan};
 use berth_api::{GuardKind, InstanceMoveSpec, Reason};
 use jiff::Timestamp;
 
 pub use build::{digest, from_location as location};
 pub use identify::holder;
+pub use in_place::{Tried, TriedResult};
 pub use lessons::{Lesson, Lessons};
 pub use wish::wish;
 pub use world::{Claim, Desired, Located, Reach, ServerView, World};
 
 use crate::marks;
 use crate::model::{Definition, Instance, InstanceRef, ServerFacts};
+use crate::overrides::Adaptation;
 use crate::server::PowerAction;
 
 /// What was found out about a placement, and what follows.
@@ -40,6 +43,8 @@ pub struct Verdict {
     pub plan: Option<Plan>,
     /// What follows.
     pub decision: Decision,
+    /// Whether a change was just made where the instance is: an approval for it is spent.
+    pub changed: bool,
 }
 
 /// What follows.
@@ -68,6 +73,15 @@ pub enum Decision {
         action: PowerAction,
         /// Whether it may be stopped by force if the guest does not.
         force: bool,
+    },
+    /// The configuration of the instance is to be changed where it is.
+    Adapt {
+        /// Name of the InstanceServer.
+        server: String,
+        /// The instance.
+        at: InstanceRef,
+        /// What is to be changed now.
+        change: Box<Adaptation>,
     },
     /// Marks or a guard of a move that is over are to be taken off ([`repaired`]).
     Repair {
@@ -141,6 +155,7 @@ pub fn plan(desired: &Desired, world: &World, now: Timestamp) -> Verdict {
         drift: Vec::new(),
         plan: None,
         decision: Decision::InSync,
+        changed: false,
     };
     match decide(desired, world, now, &mut verdict) {
         Ok(decision) | Err(decision) => verdict.decision = decision,
@@ -186,8 +201,8 @@ fn decide(desired: &Desired, world: &World, now: Timestamp, verdict: &mut Verdic
     let Some(facts) = target.facts.as_deref().filter(|_| target.is_listed()) else {
         return Err(identify::unreachable(&desired.spec.target.server, target));
     };
-    if verdict.drift == [Drift::WrongPower] {
-        return power(desired, &located, verdict, now);
+    if in_place::suffices(&verdict.drift) {
+        return in_place::decide(desired, &located, world, facts, verdict, now);
     }
     let built = build::build(desired, &located, world, facts, now);
     verdict.plan = Some(built.plan);
@@ -201,32 +216,7 @@ fn decide(desired: &Desired, world: &World, now: Timestamp, verdict: &mut Verdic
     gate::policy(desired, verdict)?;
     gate::history(desired, world, now)?;
     gate::approval(desired, verdict)?;
-    gate::windows(desired, built.spec.method, now)?;
+    gate::windows(desired, built.spec.method, verdict, now)?;
     gate::slots(&located, desired, world)?;
     Ok(Decision::Move(Box::new(built.spec)))
-}
-
-fn power(desired: &Desired, located: &Located, verdict: &mut Verdict, now: Timestamp) -> Result<Decision, Decision> {
-    verdict.plan = Some(build::in_place(desired, located));
-    gate::policy(desired, verdict)?;
-    gate::approval(desired, verdict)?;
-    if desired.spec.power_state == PowerState::Stopped {
-        gate::windows(desired, berth_api::Method::Cold, now)?;
-    }
-    let action = match desired.spec.power_state {
-        PowerState::Running => PowerAction::Start {
-            stateful: located.instance.stateful,
-        },
-        PowerState::Stopped => PowerAction::Stop {
-            timeout: desired.spec.stop.timeout.as_std(),
-        },
-        PowerState::Preserve => return Ok(Decision::InSync),
-    };
-    let force = desired.spec.stop.force;
-    Ok(Decision::Power {
-        server: located.server.clone(),
-        at: located.at().clone(),
-        action,
-        force,
-    })
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use berth_api::{InstancePlacementSpec, InstancePlacementStatus, Reason, present};
 use jiff::Timestamp;
 
+use super::in_place::Tried;
 use super::lessons::Lessons;
 use crate::model::{Contents, Instance, InstanceRef, Inventory, ServerFacts};
 use crate::records::Record;
@@ -51,19 +52,33 @@ impl Desired {
         present(&self.spec.target.name).unwrap_or_else(|| self.instance_name())
     }
 
+    /// Project that `instance` is to be in: the declared one, else its own.
+    pub fn target_project<'a>(&'a self, instance: &'a Instance) -> &'a str {
+        present(&self.spec.target.project).unwrap_or(&instance.at.project)
+    }
+
+    /// Storage pool that the root disk of `instance` is to be in, if one is declared: by the target, or as the pool of the
+    /// root disk among the overrides.
+    pub fn target_pool(&self, instance: &Instance) -> Option<&str> {
+        let root = instance.root_device().map_or("root", |(name, _)| name);
+        let overridden = self.spec.overrides.devices.get(root).and_then(|d| d.get("pool"));
+        present(&self.spec.target.pool).or(overridden.map(String::as_str).filter(|p| !p.is_empty()))
+    }
+
     /// The uuid that the placement is bound to.
     pub fn bound_uuid(&self) -> Option<&str> {
         let bound = || self.status.instance.as_ref().and_then(|i| present(&i.uuid));
         present(&self.spec.instance.uuid).or_else(bound)
     }
 
-    /// Answers a new `requestedAt`: what failed is tried again now, what was given up is looked at afresh.
-    pub fn handle_request(&mut self) {
+    /// Answers a new `requestedAt`: what failed is tried again now, what was given up is looked at afresh. Says whether
+    /// there was one.
+    pub fn handle_request(&mut self) -> bool {
         let Some(requested) = self.requested_at.clone().filter(|r| !r.is_empty()) else {
-            return;
+            return false;
         };
         if self.status.last_handled_reconcile_at.as_ref() == Some(&requested) {
-            return;
+            return false;
         }
         self.status.last_handled_reconcile_at = Some(requested);
         self.status.retry_at = None;
@@ -72,6 +87,7 @@ impl Desired {
         if let Some(last) = self.status.moves.first_mut() {
             last.generation = None;
         }
+        true
     }
 }
 
@@ -92,6 +108,8 @@ pub struct World {
     pub lessons: Arc<Lessons>,
     /// Bytes that the instance takes on its pool, if its server was asked and knows.
     pub size: Option<i64>,
+    /// A change of the instance's configuration that came to nothing.
+    pub tried: Option<Tried>,
 }
 
 /// One server as it is known now.
@@ -105,6 +123,8 @@ pub struct ServerView {
     pub instances: Option<Inventory>,
     /// Whether no instance may be moved here.
     pub cordoned: bool,
+    /// Namespaces and names of the InstanceServers that say so: any one of the same server counts.
+    pub cordoned_by: Vec<(String, String)>,
     /// The InstanceServer of this namespace that names the same server, if this one came second.
     pub duplicate_of: Option<String>,
     /// How many more instances may be on their way in.

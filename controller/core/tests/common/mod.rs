@@ -95,6 +95,7 @@ pub fn server<const N: usize>(fingerprint: &str, instances: [Instance; N]) -> Se
         reach: Reach::Ready,
         instances: Some(instances.into_iter().collect()),
         cordoned: false,
+        cordoned_by: vec![],
         duplicate_of: None,
         free_incoming: 2,
         free_outgoing: 2,
