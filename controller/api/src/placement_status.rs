@@ -42,7 +42,7 @@ pub struct InstancePlacementStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 5), extend("x-kubernetes-list-type" = "atomic"))]
     pub moves: Vec<MoveSummary>,
-    /// How many moves of this placement have been committed.
+    /// How many moves of this placement have been committed, and changes made where the instance is: an approval is for one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0))]
     pub committed_moves: Option<i64>,
@@ -184,6 +184,10 @@ pub struct Plan {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 32), extend("x-kubernetes-list-type" = "atomic"))]
     pub blockers: Vec<Blocker>,
+    /// What is worth knowing although nothing stands against it, for example a profile of one name that differs.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32), extend("x-kubernetes-list-type" = "atomic"))]
+    pub notes: Vec<Blocker>,
 }
 
 /// How a difference is mended.
@@ -227,7 +231,7 @@ pub struct Rejected {
     pub fix: Option<String>,
 }
 
-/// Something that keeps an instance from moving at all.
+/// Something that keeps an instance from moving at all, or that is worth knowing about its move.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Blocker {

@@ -274,6 +274,15 @@ impl Project {
         self.name == "default" || self.config.get(key).is_some_and(|v| v == "true")
     }
 
+    /// The limits that the project sets (`limits.*`).
+    pub fn limits(&self) -> impl Iterator<Item = &str> {
+        let set = self
+            .config
+            .iter()
+            .filter(|(k, v)| k.starts_with("limits.") && !v.is_empty());
+        set.map(|(k, _)| k.as_str())
+    }
+
     /// Whether the project is restricted: such projects refuse guard devices, snapshots and backups by default.
     pub fn restricted(&self) -> bool {
         self.config.get("restricted").is_some_and(|v| v == "true")

@@ -68,9 +68,11 @@ struct Entry {
 }
 
 /// What is the same for all InstanceServers of one fingerprint.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 struct Joint {
     cordoned: bool,
+    /// Namespaces and names of the InstanceServers that cordon it.
+    cordoned_by: Vec<(String, String)>,
     limits: Limits,
 }
 
@@ -221,7 +223,7 @@ impl Registry {
                 let fingerprint = entry.fingerprint();
                 let first = fingerprint.as_ref().and_then(|f| firsts.get(f)).map(|(_, name)| *name);
                 let duplicate_of = first.filter(|name| *name != key.name).map(str::to_owned);
-                let shared = fingerprint.as_ref().and_then(|f| joint.get(f)).copied();
+                let shared = fingerprint.as_ref().and_then(|f| joint.get(f)).cloned();
                 let used = fingerprint.and_then(|f| usage.get(&f)).copied().unwrap_or_default();
                 (key.name.clone(), entry.view(duplicate_of, shared, used))
             })
@@ -315,16 +317,16 @@ impl Registry {
 
 fn joint(entries: &BTreeMap<Key, Entry>) -> HashMap<String, Joint> {
     let mut joint: HashMap<String, Joint> = HashMap::new();
-    for entry in entries.values() {
+    for (key, entry) in entries {
         let Some(fingerprint) = entry.fingerprint() else {
             continue;
         };
-        let own = Joint {
-            cordoned: entry.config.cordoned,
-            limits: entry.config.limits,
-        };
-        let all = joint.entry(fingerprint).or_insert(own);
-        all.cordoned |= own.cordoned;
+        let own = entry.alone();
+        let all = joint.entry(fingerprint).or_insert_with(|| own.clone());
+        if own.cordoned {
+            all.cordoned = true;
+            all.cordoned_by.push((key.namespace.clone(), key.name.clone()));
+        }
         all.limits.incoming = all.limits.incoming.min(own.limits.incoming);
         all.limits.outgoing = all.limits.outgoing.min(own.limits.outgoing);
     }
@@ -352,6 +354,15 @@ impl Entry {
         facts.map(|f| f.fingerprint.clone())
     }
 
+    /// What counts for this InstanceServer by itself.
+    fn alone(&self) -> Joint {
+        Joint {
+            cordoned: self.config.cordoned,
+            cordoned_by: Vec::new(),
+            limits: self.config.limits,
+        }
+    }
+
     fn peer_address(&self) -> String {
         let peer = self.config.peer_address.as_ref().filter(|a| !a.is_empty());
         peer.unwrap_or(&self.config.address).trim_end_matches('/').to_owned()
@@ -363,15 +374,13 @@ impl Entry {
             facts,
             instances,
         } = self.seen();
-        let joint = joint.unwrap_or(Joint {
-            cordoned: self.config.cordoned,
-            limits: self.config.limits,
-        });
+        let joint = joint.unwrap_or_else(|| self.alone());
         ServerView {
             facts,
             reach,
             instances,
             cordoned: joint.cordoned,
+            cordoned_by: joint.cordoned_by,
             duplicate_of,
             free_incoming: i64::from(joint.limits.incoming) - used.incoming,
             free_outgoing: i64::from(joint.limits.outgoing) - used.outgoing,
