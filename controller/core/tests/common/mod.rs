@@ -1,5 +1,4 @@
 //! Small worlds for the tests of decisions.
-#![allow(dead_code, reason = "each test uses its part")]
 #![allow(dead_code, reason = "each file of tests uses its part")]
 
 use std::collections::BTreeMap;
