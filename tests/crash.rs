@@ -98,19 +98,22 @@ fn full() -> bool {
 
 /// The scenarios that are disturbed in every way, the most important first.
 fn some() -> Vec<Scenario> {
-    const KINDS: [&str; 9] = [
+    const KINDS: [&str; 12] = [
         "Incus pull, running",
         "Incus pull, restricted project",
         "Incus warm, running",
         "Incus inside, pool",
         "Incus restart for overrides",
+        "Incus relay, running",
+        "Incus backup, running",
+        "Incus backup, streamed",
         "LXD pull, running",
         "LXD warm, from a snapshot of ours",
         "Incus pull, slow servers",
         "Incus pull, virtual machine",
     ];
     let all = Scenario::all();
-    let kinds = KINDS.iter().take(if full() { 9 } else { 5 });
+    let kinds = KINDS.iter().take(if full() { 12 } else { 7 });
     kinds
         .filter_map(|k| all.iter().find(|s| s.name == *k))
         .cloned()

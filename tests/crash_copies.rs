@@ -234,6 +234,7 @@ async fn live(world: &World, id: &str, chapter: Chapter) {
         clock: Arc::new(move || clock.now()),
         may_act: Arc::new(move || !alive.is_dead(&name)),
         lease_is_safe: Arc::new(|| true),
+        scratch: None,
     };
     let records = world.records(id);
     let engine = Engine::new(env, Arc::new(records.clone()));

@@ -45,6 +45,7 @@ fn engine(world: &World) -> Arc<Engine> {
         clock: Arc::new(move || clock.now()),
         may_act: Arc::new(|| true),
         lease_is_safe: Arc::new(|| true),
+        scratch: None,
     };
     let engine = Arc::new(Engine::new(env, Arc::new(world.records("c1"))));
     for server in ["a", "b"] {

@@ -127,6 +127,7 @@ async fn carry_on(world: &World, id: &str, desired: &mut Desired) {
         clock: Arc::new(move || clock.now()),
         may_act: Arc::new(move || !alive.is_dead(&name)),
         lease_is_safe: Arc::new(|| true),
+        scratch: None,
     };
     let engine = Engine::new(env, Arc::new(world.records(id)));
     let config = ServerConfig {

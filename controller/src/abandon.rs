@@ -118,7 +118,7 @@ mod tests {
         record.status.step = Some(step.as_str().to_owned());
         record.status.names = Some(MoveNames {
             incoming: Some("berth-a-web-1".into()),
-            retired: None,
+            ..MoveNames::default()
         });
         record.status.put_back = vec![PutBack {
             key: "boot.autostart".into(),

@@ -74,6 +74,12 @@ pub(crate) struct Options {
         default_value = "0.0.0.0:8080"
     )]
     pub listen_address: SocketAddr,
+    /// Folder for backups on their way between servers that cannot stream them (transfer Backup). Default: none.
+    #[arg(long, env = "BERTH_SCRATCH_DIR", value_name = "DIR")]
+    pub scratch_dir: Option<PathBuf>,
+    /// How much that folder may hold at the same time, e.g. 500Mi or 10Gi.
+    #[arg(long, env = "BERTH_SCRATCH_LIMIT", value_name = "SIZE", default_value = "10Gi", value_parser = crate::scratch::parse_size)]
+    pub scratch_limit: u64,
     /// Form of the log lines.
     #[arg(long, env = "BERTH_LOG_FORMAT", value_name = "FORMAT", default_value = "text")]
     pub log_format: LogFormat,

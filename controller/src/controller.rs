@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use berth_engine::{Engine, Env};
+use berth_engine::{Engine, Env, Scratch};
 use jiff::Timestamp;
 use kube::Client;
 use tokio::signal::unix::{SignalKind, signal};
@@ -20,6 +20,7 @@ use crate::metrics::Metrics;
 use crate::placements::Placements;
 use crate::records::KubeRecords;
 use crate::report::Writes;
+use crate::scratch::Folder;
 use crate::servers::Servers;
 use crate::store::{Gate, Store};
 use crate::telemetry;
@@ -49,13 +50,29 @@ async fn run(options: Options) -> Result<(), Fatal> {
     let mut stop = stop_signal()?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), namespaces = ?options.namespaces, "starts");
     let admin = tokio::spawn(admin::serve(options.listen_address, shown.clone()));
-    let identity = cluster::identity();
+    let me = Me {
+        identity: cluster::identity(),
+        scratch: scratch(&options)?,
+    };
     while !*stop.borrow() {
-        term(&options, &cluster, &identity, &shown, &mut stop).await;
+        term(&options, &cluster, &me, &shown, &mut stop).await;
     }
     admin.abort();
     tracing::info!("ends");
     Ok(())
+}
+
+/// What stays the same as long as the process lives.
+struct Me {
+    identity: String,
+    scratch: Option<Arc<dyn Scratch>>,
+}
+
+fn scratch(options: &Options) -> Result<Option<Arc<dyn Scratch>>, Fatal> {
+    let Some(dir) = options.scratch_dir.as_ref().filter(|d| !d.as_os_str().is_empty()) else {
+        return Ok(None);
+    };
+    Ok(Some(Arc::new(Folder::open(dir, options.scratch_limit)?)))
 }
 
 /// Turns true with SIGTERM or SIGINT.
@@ -77,18 +94,12 @@ fn stop_signal() -> Result<watch::Receiver<bool>, Fatal> {
 /// Takes part until the lease is lost or the process is to end.
 ///
 /// The identity is that of the process: if nobody else has taken the lease since, it goes on at once.
-async fn term(
-    options: &Options,
-    cluster: &Cluster,
-    identity: &str,
-    shown: &Arc<Shown>,
-    stop: &mut watch::Receiver<bool>,
-) {
+async fn term(options: &Options, cluster: &Cluster, me: &Me, shown: &Arc<Shown>, stop: &mut watch::Receiver<bool>) {
     let leadership = Leadership::none();
     let gate = Gate::new(leadership.clone());
     let namespaces = scopes(options);
     let store = Store::new(cluster.client.clone(), gate.clone(), shown.metrics(), namespaces.len());
-    let wiring = assemble(&store, identity);
+    let wiring = assemble(&store, me);
     shown.ready.store(false, Ordering::SeqCst);
     shown.refresh_with(Some(Box::new({
         let wiring = wiring.clone();
@@ -104,7 +115,7 @@ async fn term(
         true => Some(Election {
             namespace: cluster::lease_namespace(cluster, options).await,
             name: options.lease_name.clone(),
-            identity: identity.to_owned(),
+            identity: me.identity.clone(),
         }),
     };
     let lead = async {
@@ -149,21 +160,22 @@ fn scopes(options: &Options) -> Vec<Option<String>> {
 }
 
 /// Everything of one term, connected but not running.
-fn assemble(store: &Arc<Store>, identity: &str) -> Wiring {
+fn assemble(store: &Arc<Store>, me: &Me) -> Wiring {
     let records = Arc::new(KubeRecords::new(store.clone()));
     let (may_act, is_safe) = (store.gate.clone(), store.gate.clone());
     let env = Env {
         clock: Arc::new(Timestamp::now),
         may_act: Arc::new(move || may_act.may_act()),
         lease_is_safe: Arc::new(move || is_safe.is_safe()),
+        scratch: me.scratch.clone(),
     };
     let engine = Arc::new(Engine::new(env, records.clone()));
-    let servers = Servers::new(store.clone(), engine.clone(), records.clone(), identity.to_owned());
+    let servers = Servers::new(store.clone(), engine.clone(), records.clone(), me.identity.clone());
     let placements = Arc::new(Placements {
         store: store.clone(),
         engine: engine.clone(),
         records,
-        identity: identity.to_owned(),
+        identity: me.identity.clone(),
         writes: Writes::default(),
     });
     Wiring::new(store.clone(), engine, servers, placements)

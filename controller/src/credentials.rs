@@ -209,7 +209,9 @@ pub(crate) fn join_problem(error: &TrustError) -> Problem {
                 (Reason::Unreachable, error.to_string())
             }
             FailureKind::CertificateMismatch => (Reason::CertificateMismatch, error.to_string()),
-            FailureKind::Protocol => (Reason::UnsupportedServer, error.to_string()),
+            FailureKind::Protocol | FailureKind::PeerUnreachable | FailureKind::ScratchFull => {
+                (Reason::UnsupportedServer, error.to_string())
+            }
             FailureKind::NotFound
             | FailureKind::AlreadyExists
             | FailureKind::Changed

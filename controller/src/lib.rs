@@ -33,6 +33,7 @@ mod placements;
 mod queue;
 mod records;
 mod report;
+mod scratch;
 mod server_status;
 mod servers;
 mod store;

@@ -2,7 +2,7 @@
 //! not, what a person can do about it.
 
 use berth_api::server::{Member, Pool, TransferMemory};
-use berth_api::{InstanceMove, InstanceServer, InstanceServerStatus, Outcome, Reason, Transfer};
+use berth_api::{InstanceServer, InstanceServerStatus, Reason};
 use berth_core::model::{Capability, ServerFacts};
 use berth_core::plan::{Reach, ServerView};
 use jiff::Timestamp;
@@ -12,12 +12,12 @@ use crate::conditions;
 /// Ways of transfer that are remembered.
 const TRANSFERS: usize = 64;
 
-/// The status as it should be. `address` is the one in use, `moves` are those that ended here, in any order.
+/// The status as it should be. `address` is the one in use, `worked` the ways on which data came.
 pub(crate) fn status(
     object: &InstanceServer,
     view: Option<&ServerView>,
     address: Option<String>,
-    moves: &[impl AsRef<InstanceMove>],
+    worked: &[(String, Option<TransferMemory>)],
     now: Timestamp,
 ) -> InstanceServerStatus {
     let mut status = object.status.clone().unwrap_or_default();
@@ -30,7 +30,7 @@ pub(crate) fn status(
         status.instances = i64::try_from(instances.len()).ok();
     }
     status.address = address.or(status.address);
-    remember(&mut status.transfers, moves);
+    remember(&mut status.transfers, worked);
     let (reason, message) = story(view);
     conditions::say(&mut status.conditions, reason, &message, generation, now);
     status
@@ -105,23 +105,14 @@ fn explain(reason: Reason, message: &str) -> String {
 }
 
 /// Which way of transfer worked last, per source.
-fn remember(transfers: &mut Vec<TransferMemory>, moves: &[impl AsRef<InstanceMove>]) {
-    let mut ended: Vec<_> = moves
-        .iter()
-        .map(AsRef::as_ref)
-        .filter(|m| m.spec.transfer != Transfer::Internal)
-        .filter_map(|m| {
-            let status = m.status.as_ref()?;
-            let succeeded = status.outcome() == Some(Outcome::Succeeded);
-            Some((status.finished_at.as_ref()?.0, m)).filter(|_| succeeded)
-        })
-        .collect();
-    ended.sort_by_key(|(at, _)| *at);
-    for (_, m) in ended {
-        let (from, mode) = (m.spec.from.server.clone(), m.spec.transfer);
-        match transfers.iter_mut().find(|t| t.from == from) {
-            Some(known) => known.mode = mode,
-            None => transfers.push(TransferMemory { from, mode }),
+fn remember(transfers: &mut Vec<TransferMemory>, worked: &[(String, Option<TransferMemory>)]) {
+    for (from, memory) in worked {
+        let known = transfers.iter().position(|t| t.from == *from);
+        match (known, memory) {
+            (Some(at), Some(memory)) => transfers[at].clone_from(memory),
+            (Some(at), None) => drop(transfers.remove(at)),
+            (None, Some(memory)) => transfers.push(memory.clone()),
+            (None, None) => {}
         }
     }
     let excess = transfers.len().saturating_sub(TRANSFERS);
@@ -137,7 +128,7 @@ pub(crate) fn differs_in_count_only(old: &InstanceServerStatus, new: &InstanceSe
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
+    use berth_api::Transfer;
 
     use super::*;
 
@@ -152,28 +143,14 @@ mod tests {
             free_incoming: 2,
             free_outgoing: 2,
             allow_unsafe_overrides: false,
+            ways: Default::default(),
         }
-    }
-
-    fn ended(from: &str, transfer: &str, at: &str) -> Arc<InstanceMove> {
-        let spec = serde_json::json!({
-            "placement": "p", "placementUID": "u", "attempt": 1, "planDigest": "", "method": "Cold",
-            "transfer": transfer, "instanceType": "Container", "powerAfter": "Running",
-            "from": {"server": from, "fingerprint": "", "project": "default", "name": "p"},
-            "to": {"server": "here", "fingerprint": "", "project": "default", "name": "p"},
-        });
-        let mut object = InstanceMove::new("m", serde_json::from_value(spec).unwrap());
-        let status = object.status.get_or_insert_default();
-        status.outcome = Some("Succeeded".to_owned());
-        status.finished_at = serde_json::from_value(serde_json::json!(at)).unwrap();
-        Arc::new(object)
     }
 
     #[test]
     fn a_server_that_was_not_asked_yet_is_unknown_and_one_that_refuses_says_what_to_do() {
-        let none: &[Arc<InstanceMove>] = &[];
         let object = InstanceServer::new("a", Default::default());
-        let say = |view: Option<&ServerView>| status(&object, view, None, none, Timestamp::UNIX_EPOCH).conditions;
+        let say = |view: Option<&ServerView>| status(&object, view, None, &[], Timestamp::UNIX_EPOCH).conditions;
         assert_eq!(say(None)[0].status, "Unknown");
         let down = view(Reach::Down {
             reason: Reason::NotTrusted,
@@ -187,16 +164,23 @@ mod tests {
     }
 
     #[test]
-    fn the_way_that_worked_last_is_remembered_per_source() {
-        let mut transfers = Vec::new();
-        let moves = [
-            ended("a", "Push", "2026-01-02T00:00:00.000000Z"),
-            ended("a", "Pull", "2026-01-01T00:00:00.000000Z"),
-            ended("b", "Internal", "2026-01-01T00:00:00.000000Z"),
-        ];
-        remember(&mut transfers, &moves);
-        assert_eq!(transfers.len(), 1);
-        assert_eq!((transfers[0].from.as_str(), transfers[0].mode), ("a", Transfer::Push));
+    fn the_way_that_worked_last_is_remembered_per_source_and_not_of_too_many() {
+        let memory = |from: &str, mode| TransferMemory {
+            from: from.to_owned(),
+            mode,
+            under: String::new(),
+        };
+        let known = |from: &str, mode| (from.to_owned(), Some(memory(from, mode)));
+        let mut transfers = vec![memory("a", Transfer::Pull), memory("b", Transfer::Pull)];
+        remember(&mut transfers, &[known("a", Transfer::Push), ("b".to_owned(), None)]);
+        assert_eq!(
+            transfers,
+            [memory("a", Transfer::Push)],
+            "what does not work any more is forgotten"
+        );
+        let many: Vec<_> = (0..TRANSFERS).map(|n| known(&n.to_string(), Transfer::Relay)).collect();
+        remember(&mut transfers, &many);
+        assert_eq!(transfers.len(), TRANSFERS);
     }
 
     #[test]

@@ -178,6 +178,10 @@ impl Servers {
             return;
         }
         let registry = self.engine.registry();
+        if c.told.is_none() {
+            let known = object.status.as_ref().map(|s| s.transfers.as_slice());
+            registry.seed_ways(key, known.unwrap_or_default());
+        }
         let new_connection = c.told.as_ref().is_none_or(|t| t.connection != told.connection);
         if let Some((server, credentials, _)) = http
             && (told.problem.is_none() || new_connection)
@@ -200,11 +204,8 @@ impl Servers {
         }
         let view = self.engine.server(key);
         let address = c.http.as_ref().map(|(server, ..)| server.address_in_use());
-        let ended = self
-            .store
-            .moves
-            .list(|m| m.spec.to.server == key.name && m.metadata.namespace.as_deref() == Some(key.namespace.as_str()));
-        let new = status(object, view.as_ref(), address, &ended, Timestamp::now());
+        let worked = self.engine.registry().ways_to(key);
+        let new = status(object, view.as_ref(), address, &worked, Timestamp::now());
         let old = object.status.clone().unwrap_or_default();
         let counted = c
             .written_at

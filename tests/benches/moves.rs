@@ -18,7 +18,7 @@ mod common;
 #[path = "../road/mod.rs"]
 mod road;
 
-use common::{SOON, Times, largest_gap, move_by_hand, root, ticking, ticks_of_both};
+use common::{SOON, Times, WAYS, largest_gap, move_by_hand, ticking, ticks_of_both};
 use road::Road;
 
 /// Moves of each kind per pair and pool.
@@ -54,8 +54,8 @@ async fn measure(test: Test) {
     }
     controller.kill().await;
     let text = report(&all, &first);
-    let path = root().join("docs/benchmarks.md");
-    std::fs::write(&path, &text).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    let ways = common::section(WAYS);
+    common::write(&format!("{text}{ways}"));
     let _ = writeln!(std::io::stdout(), "\n{text}");
     let missed = missed(&all, &first);
     assert!(missed.is_empty(), "missed: {missed:#?}");

@@ -105,6 +105,8 @@ macro_rules! every_check {
             transfer: [
                 a_pulled_copy_is_what_was_sent,
                 a_pushed_copy_is_what_was_sent,
+                a_relayed_copy_is_what_was_sent,
+                a_backup_becomes_a_copy_with_everything_that_was_on_the_instance,
                 a_taken_name_refuses_the_copy,
                 an_unknown_profile_refuses_the_copy,
                 an_unknown_pool_is_silently_replaced,

@@ -1,7 +1,13 @@
 //! Copies between two servers.
 
-use berth_core::model::{Capability, Definition, Power};
-use berth_core::server::{FailureKind, OfferRequest, OperationState, Peer, PowerAction};
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use berth_core::model::{Capability, Definition, Power, Product};
+use berth_core::server::{
+    Data, Export, FailureKind, ImportRequest, OfferRequest, OperationState, Peer, PowerAction, ServerError,
+};
+use futures::{FutureExt, StreamExt};
 
 use super::{
     New, RUNNING, STOPPED, World, accept, at, done, instance, pull, pull_as, pull_refused, refused, set, snapshots,
@@ -118,6 +124,118 @@ pub async fn a_pushed_copy_is_what_was_sent(world: &dyn World) {
     done(world.source(), Ok(sending.operation)).await;
     done(world.target(), Ok(waiting)).await;
     assert_copy(world, &name, &copy).await;
+}
+
+pub async fn a_relayed_copy_is_what_was_sent(world: &dyn World) {
+    let name = source_with_marks(
+        world,
+        "relay",
+        New {
+            snapshots: 2,
+            ..STOPPED
+        },
+    )
+    .await;
+    let copy = world.name("relayed");
+    let mut request = accept(&copy, &instance(world.source(), &name).await);
+    request
+        .definition
+        .config
+        .insert("user.berth.role".to_owned(), "incoming".to_owned());
+    let (source, target) = (world.source(), world.target());
+    let from = source.offer(&at(&name), &OFFER).await.expect("the source offers");
+    let to = target.accept(&request).await.expect("the target accepts");
+    let names: Vec<&String> = to.secrets.keys().collect();
+    assert_eq!(names, ["control", "fs"]);
+    let socket = |server: &'static str, end: ServerError| panic!("{server}: {end}");
+    let mut ways = Vec::new();
+    for channel in names {
+        let a = source
+            .connect(&from, channel)
+            .await
+            .unwrap_or_else(|e| socket("source", e));
+        let b = target
+            .connect(&to, channel)
+            .await
+            .unwrap_or_else(|e| socket("target", e));
+        ways.push(a.incoming.forward(b.outgoing).boxed());
+        ways.push(b.incoming.forward(a.outgoing).boxed());
+    }
+    // LXD 5.0 dies of a second connection, so nobody must ever make one
+    if world.product() == Product::Incus {
+        let taken = source.connect(&from, "control").await.err().map(|e| e.kind);
+        assert_eq!(taken, Some(FailureKind::AlreadyExists), "each secret serves once");
+    }
+    // how the connections end is the servers' affair
+    let passed = futures::future::join_all(ways);
+    let ended = async {
+        done(source, Ok(from.operation.clone())).await;
+        done(target, Ok(to.operation.clone())).await;
+    };
+    tokio::pin!(passed, ended);
+    tokio::select! {
+        () = &mut ended => {}
+        _ = &mut passed => ended.await,
+    }
+    assert_copy(world, &name, &copy).await;
+}
+
+pub async fn a_backup_becomes_a_copy_with_everything_that_was_on_the_instance(world: &dyn World) {
+    let name = source_with_marks(
+        world,
+        "backup",
+        New {
+            snapshots: 1,
+            ..STOPPED
+        },
+    )
+    .await;
+    let (source, target, copy) = (world.source(), world.target(), world.name("restored"));
+    let (day, backup) = (Duration::from_secs(86400), "only-mine");
+    done(source, source.back_up(&at(&name), backup, false, day).await).await;
+    let taken = source.back_up(&at(&name), backup, false, day).await;
+    assert!(taken.is_err() || wait_end(source, &taken.expect("an operation")).await != OperationState::Succeeded);
+    let data = source.export(&at(&name), &Export::Kept(backup.to_owned())).await;
+    let request = ImportRequest {
+        at: at(&copy),
+        pool: Some("default".to_owned()),
+        member: None,
+    };
+    done(target, target.import(&request, data.expect("it can be fetched")).await).await;
+    let (a, b) = (instance(source, &name).await, instance(target, &copy).await);
+    assert_eq!(
+        (b.power, b.uuid(), b.root_pool()),
+        (Power::Stopped, a.uuid(), Some("default"))
+    );
+    for key in ["user.kept", "user.berth.role", "volatile.cloud-init.instance-id"] {
+        assert_eq!(b.config.get(key), a.config.get(key), "{key} is in the backup");
+    }
+    let names = |s: BTreeMap<String, i64>| s.into_keys().collect::<Vec<_>>();
+    assert_eq!(
+        names(snapshots(target, &copy).await),
+        names(snapshots(source, &name).await)
+    );
+    start(target, &copy).await;
+    stop(target, &copy).await;
+    done(source, source.drop_backup(&at(&name), backup).await).await;
+    let gone = source.drop_backup(&at(&name), backup).await.err().map(|e| e.kind);
+    assert_eq!(gone, Some(FailureKind::NotFound));
+    let none = source.export(&at(&name), &Export::Kept(backup.to_owned())).await;
+    assert_eq!(none.err().map(|e| e.kind), Some(FailureKind::NotFound));
+    let cut = Data {
+        size: None,
+        bytes: futures::stream::iter([
+            Ok(b"not a".to_vec()),
+            Err(ServerError::new(FailureKind::Unknown, "read", "cut off")),
+        ])
+        .boxed(),
+    };
+    let request = ImportRequest {
+        at: at(&world.name("cut")),
+        ..request
+    };
+    target.import(&request, cut).await.expect_err("half a backup is none");
+    assert_eq!(target.instance(&request.at).await.expect("the target answers"), None);
 }
 
 pub async fn a_taken_name_refuses_the_copy(world: &dyn World) {

@@ -7,10 +7,12 @@ use berth_api::Reason;
 use berth_api::server::Limits;
 use berth_core::moves::{StopRules, Wish};
 use berth_core::records::{Record, Records};
+use berth_core::server::{Data, ServerError};
 use berth_engine::drive::{Driver, Orders};
 use berth_engine::registry::{Registry, ServerConfig};
-use berth_engine::{Env, Key};
+use berth_engine::{Env, Key, Scratch};
 use berth_sim::World;
+use futures::{StreamExt, TryStreamExt};
 use jiff::Timestamp;
 use tokio::sync::Notify;
 
@@ -25,6 +27,20 @@ pub enum End {
     Finished,
     Died,
     Stuck(String),
+}
+
+/// Backups are kept in memory.
+struct Memory;
+
+#[async_trait::async_trait]
+impl Scratch for Memory {
+    async fn keep(&self, data: Data) -> Result<Data, ServerError> {
+        let pieces: Vec<Vec<u8>> = data.bytes.try_collect().await?;
+        Ok(Data {
+            size: data.size,
+            bytes: futures::stream::iter([Ok(pieces.concat())]).boxed(),
+        })
+    }
 }
 
 /// Runs controller `id` until the move is over or the controller is dead. What it leaves half done stays half done.
@@ -48,6 +64,7 @@ async fn carry_on(world: &World, id: &str, interrupt: &Notify) {
         clock: Arc::new(move || clock.now()),
         may_act: Arc::new(move || !alive.is_dead(&name)),
         lease_is_safe: Arc::new(|| true),
+        scratch: Some(Arc::new(Memory)),
     };
     let changes = tokio::sync::broadcast::Sender::new(64);
     let registry = Arc::new(Registry::new(env.clone(), changes.clone()));

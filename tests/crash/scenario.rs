@@ -55,6 +55,10 @@ pub struct Scenario {
     pub pools: (&'static str, &'static str),
     /// Limits of a Warm move.
     pub warm: Warm,
+    /// Servers that do not reach each other.
+    pub apart: bool,
+    /// Servers that can stream a backup.
+    pub streams: bool,
 }
 
 impl Scenario {
@@ -79,6 +83,8 @@ impl Scenario {
             method: Method::Cold,
             pools: ("default", "nvme"),
             warm: Warm::default(),
+            apart: false,
+            streams: false,
         }
     }
 
@@ -95,6 +101,18 @@ impl Scenario {
         let (incus, lxd) = (Self::pull(Product::Incus), Self::pull(Product::Lxd));
         let slow = |s: &Self| s.with("pull, slow servers", |s| s.slow = true);
         let push = |s: &Self| s.with("push, running", |s| s.transfer = Transfer::Push);
+        let backup = |s: &Self| {
+            s.with("backup, running", |s| {
+                s.transfer = Transfer::Backup;
+                s.apart = true;
+            })
+        };
+        let relay = |s: &Self| {
+            s.with("relay, running", |s| {
+                s.transfer = Transfer::Relay;
+                s.apart = true;
+            })
+        };
         vec![
             incus.clone(),
             lxd.clone(),
@@ -102,6 +120,11 @@ impl Scenario {
             slow(&lxd),
             push(&incus),
             push(&lxd),
+            relay(&incus),
+            relay(&lxd),
+            backup(&incus),
+            backup(&lxd),
+            backup(&incus).with("backup, streamed", |s| s.streams = true),
             incus.with("pull, virtual machine", |s| {
                 s.instance = InstanceOptions::vm().snapshot("s0");
             }),
@@ -271,6 +294,9 @@ impl Scenario {
                 .pool("nvme", "zfs")
                 .pool("plain", "dir")
                 .project("shop", &[]);
+            options
+                .without
+                .extend((!self.streams).then(|| "direct_backup".to_owned()));
             if self.slow {
                 options = options.timing(slow());
             }
@@ -282,6 +308,9 @@ impl Scenario {
         };
         world.add_server("a", self.product, options());
         world.add_server("b", self.product, options());
+        if self.apart {
+            world.separate("a", "b");
+        }
         world.add_instance("a", &self.at(), self.instance.clone());
         let made = world.records("setup").create(&self.record(&world)).await;
         (world, made.expect("a new record"))

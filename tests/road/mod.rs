@@ -304,6 +304,13 @@ pub struct Subject {
     counter: u64,
 }
 
+impl Subject {
+    /// Checksum of its data.
+    pub fn checksum(&self) -> Option<String> {
+        self.checksum.clone()
+    }
+}
+
 /// Makes a running instance with data, and a placement that leaves it where it is.
 pub async fn subject(test: &Test, on: &str, name: &str, new: &NewInstance) -> Subject {
     let server = test.lab().server(on);

@@ -373,6 +373,10 @@ pub struct MoveNames {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 63))]
     pub incoming: Option<String>,
+    /// Name of the backup on the source, while there may be one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 63))]
+    pub backup: Option<String>,
     /// Name of the source right before its deletion.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 63))]

@@ -271,6 +271,9 @@ pub struct MoveSummary {
     pub name: String,
     /// Live, Warm or Cold.
     pub method: Method,
+    /// Way of the data.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub transfer: Option<Transfer>,
     /// Where it came from, in short: rack-a/node-1.
     #[schemars(length(max = 512))]
     pub from: String,

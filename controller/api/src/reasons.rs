@@ -83,6 +83,8 @@ reasons! {
     MoveFailed => InProgress,
     /// Somebody else is working on the instance (an evacuation, a backup, a migration); it is left alone until that ends.
     ForeignOperation => InProgress,
+    /// One server does not reach the other under the address that it was told; with `transfer: Auto` the next way is tried.
+    PeerUnreachable => InProgress,
     /// A guest did not shut down in time and may still do so; the move is undone as soon as the server lets go.
     StopPending => InProgress,
     /// Marks of a move that ended long ago came back with a snapshot and are taken off.

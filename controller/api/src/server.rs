@@ -288,4 +288,9 @@ pub struct TransferMemory {
     pub from: String,
     /// The way that worked: Pull, Push, Relay or Backup.
     pub mode: Transfer,
+    /// Versions of both servers and how each is reached by the other, when it worked. Where they are others now, it is
+    /// found out anew.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[schemars(length(max = 2048))]
+    pub under: String,
 }

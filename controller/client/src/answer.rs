@@ -112,7 +112,7 @@ impl HttpServer {
     }
 }
 
-fn open<T: DeserializeOwned>(raw: &Raw) -> std::result::Result<Answer<T>, String> {
+pub(crate) fn open<T: DeserializeOwned>(raw: &Raw) -> std::result::Result<Answer<T>, String> {
     let envelope: Envelope<T> = match serde_json::from_slice(&raw.body) {
         Ok(envelope) => envelope,
         Err(reason) => match serde_json::from_slice::<Envelope<IgnoredAny>>(&raw.body) {

@@ -23,7 +23,7 @@ use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::tungstenite::{Error as WsError, Message};
 use tokio_tungstenite::{WebSocketStream, client_async_with_config};
 
-use crate::failure::Cut;
+use crate::failure::{Cut, Refusal};
 use crate::http::{CONNECT, Call, HttpServer, USER_AGENT, host};
 use crate::observe::{RequestClass, RequestRecord};
 use crate::operations::OperationWire;
@@ -141,30 +141,6 @@ impl HttpServer {
 
 fn http_value(text: &'static str) -> reqwest::header::HeaderValue {
     reqwest::header::HeaderValue::from_static(text)
-}
-
-/// Why there is no stream.
-enum Refusal {
-    Answer(u16, String),
-    Cut(Cut),
-}
-
-impl From<Cut> for Refusal {
-    fn from(cut: Cut) -> Self {
-        Refusal::Cut(cut)
-    }
-}
-
-impl Cut {
-    fn late_connection() -> Self {
-        let message = "no connection in time".to_owned();
-        Self {
-            kind: FailureKind::Unreachable,
-            message,
-            unsent: true,
-            timed_out: true,
-        }
-    }
 }
 
 /// All events of several streams; with the first of them that ends, all do, so that nobody believes to hear everything.

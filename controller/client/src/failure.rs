@@ -7,9 +7,9 @@ use std::io;
 use berth_core::server::FailureKind;
 use rustls::{AlertDescription, CertificateError};
 
-/// Kind of an error answer. The servers answer most refusals with 500 and only a text, so three things must be read in it:
-/// `Instance is busy running` (worth another try soon), a taken name (500 on Incus and LXD 5, 409 on LXD 6), and that a
-/// change needs a stop.
+/// Kind of an error answer. The servers answer most refusals with 500 and only a text, so four things must be read in it:
+/// `Instance is busy running` (worth another try soon), a taken name (500 on Incus and LXD 5, 409 on LXD 6), that a change
+/// needs a stop, and that the server does not reach the other end of a transfer (LXD 5 dials in the request itself).
 /// A 403 is `Refused` here; whether it is our certificate is found out by asking for `/1.0`.
 pub(crate) fn kind_of_answer(code: u16, text: &str) -> FailureKind {
     let busy = text.contains("Instance is busy running");
@@ -23,6 +23,7 @@ pub(crate) fn kind_of_answer(code: u16, text: &str) -> FailureKind {
         503 => FailureKind::Unreachable,
         // a proxy on the way does not know what became of the request
         502 | 504 => FailureKind::Unknown,
+        _ if text.contains("dial tcp") || text.contains("Unable to connect to:") => FailureKind::PeerUnreachable,
         _ if busy => FailureKind::Busy,
         _ if taken => FailureKind::AlreadyExists,
         _ if needs_stop(text) => FailureKind::Running,
@@ -77,6 +78,16 @@ impl Cut {
         }
     }
 
+    /// No connection came about in time.
+    pub(crate) fn late_connection() -> Self {
+        Self {
+            kind: FailureKind::Unreachable,
+            message: "no connection in time".to_owned(),
+            unsent: true,
+            timed_out: true,
+        }
+    }
+
     /// From an error while a connection is made.
     pub(crate) fn while_connecting(error: &(dyn StdError + 'static)) -> Self {
         let kind = tls_kind(error).unwrap_or(FailureKind::Unreachable);
@@ -86,6 +97,20 @@ impl Cut {
             unsent: true,
             timed_out: false,
         }
+    }
+}
+
+/// Why there is no websocket.
+pub(crate) enum Refusal {
+    /// The server's answer: status and words.
+    Answer(u16, String),
+    /// No answer.
+    Cut(Cut),
+}
+
+impl From<Cut> for Refusal {
+    fn from(cut: Cut) -> Self {
+        Refusal::Cut(cut)
     }
 }
 

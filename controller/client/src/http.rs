@@ -165,6 +165,24 @@ impl HttpServer {
         headers
     }
 
+    /// A GET that goes its own way, without deadline and log: its address may hold a secret.
+    pub(crate) fn plain_get(&self, url: Url) -> reqwest::RequestBuilder {
+        self.client.get(url).headers(self.headers())
+    }
+
+    /// A request to the address in use, without deadline.
+    pub(crate) fn request_in_use(&self, call: &Call) -> std::result::Result<reqwest::RequestBuilder, Cut> {
+        let url = self
+            .current()
+            .join(&call.path)
+            .map_err(|e| Cut::unsent(&e.to_string()))?;
+        let request = self.client.request(call.method.clone(), url).headers(self.headers());
+        Ok(match &call.body {
+            Some(body) => request.json(body),
+            None => request,
+        })
+    }
+
     pub(crate) fn error(&self, call: &Call, kind: FailureKind, message: impl Into<String>) -> ServerError {
         ServerError::new(kind, format!("{} on {}", call.attempted, host(self.current())), message)
     }
@@ -300,7 +318,7 @@ pub(crate) struct Raw {
 }
 
 impl Raw {
-    async fn read(mut response: Response, limit: usize) -> std::result::Result<Self, Cut> {
+    pub(crate) async fn read(mut response: Response, limit: usize) -> std::result::Result<Self, Cut> {
         let status = response.status().as_u16();
         let etag = response
             .headers()

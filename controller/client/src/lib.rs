@@ -3,6 +3,7 @@
 #![deny(missing_docs)]
 
 mod answer;
+mod backups;
 mod bodies;
 mod events;
 mod facts;
@@ -12,6 +13,7 @@ mod observe;
 mod operations;
 mod path;
 mod server;
+mod sockets;
 mod tls;
 pub mod trust;
 mod wire;

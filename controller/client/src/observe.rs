@@ -51,6 +51,14 @@ pub enum RequestClass {
     Offer,
     /// The target's end of a migration.
     Accept,
+    /// A channel of a transfer that goes through this process.
+    Channel,
+    /// Making or deleting a backup.
+    Backup,
+    /// Fetching a backup.
+    Export,
+    /// Making an instance from a backup.
+    Import,
     /// A move inside the server.
     Relocate,
     /// A new name.
@@ -84,6 +92,10 @@ impl RequestClass {
             RequestClass::RemoveSnapshot => "remove-snapshot",
             RequestClass::Offer => "offer",
             RequestClass::Accept => "accept",
+            RequestClass::Channel => "channel",
+            RequestClass::Backup => "backup",
+            RequestClass::Export => "export",
+            RequestClass::Import => "import",
             RequestClass::Relocate => "relocate",
             RequestClass::Rename => "rename",
             RequestClass::Remove => "remove",

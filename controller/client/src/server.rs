@@ -5,8 +5,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use berth_core::model::{Change, Definition, Fresh, Instance, InstanceRef, ServerFacts, Snapshot};
 use berth_core::server::{
-    AcceptRequest, Channel, FailureKind, OfferRequest, Operation, OperationId, OperationState, PowerAction, Relocation,
-    Result, Server, ServerEvent,
+    AcceptRequest, Channel, Data, Export, FailureKind, ImportRequest, OfferRequest, Operation, OperationId,
+    OperationState, PowerAction, Relocation, Result, Server, ServerEvent, Socket,
 };
 use futures::stream::BoxStream;
 use jiff::Timestamp;
@@ -179,6 +179,26 @@ impl Server for HttpServer {
         let what = format!("receive {}", request.at);
         let call = Call::new(Method::POST, RequestClass::Accept, path, what).body(bodies::accept(request));
         self.channel(&call, request.pull_from.is_none()).await
+    }
+
+    async fn connect(&self, waiting: &Channel, name: &str) -> Result<Socket> {
+        self.open_channel(waiting, name).await
+    }
+
+    async fn back_up(&self, at: &InstanceRef, name: &str, instance_only: bool, keep: Duration) -> Result<OperationId> {
+        self.make_backup(at, name, instance_only, keep).await
+    }
+
+    async fn export(&self, at: &InstanceRef, what: &Export) -> Result<Data> {
+        self.fetch_backup(at, what).await
+    }
+
+    async fn drop_backup(&self, at: &InstanceRef, name: &str) -> Result<OperationId> {
+        self.delete_backup(at, name).await
+    }
+
+    async fn import(&self, request: &ImportRequest, data: Data) -> Result<OperationId> {
+        self.import_backup(request, data).await
     }
 
     async fn relocate(&self, at: &InstanceRef, to: &Relocation) -> Result<OperationId> {

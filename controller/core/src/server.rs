@@ -3,9 +3,11 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::pin::Pin;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures::Sink;
 use futures::stream::BoxStream;
 use jiff::Timestamp;
 use secrecy::SecretString;
@@ -40,6 +42,10 @@ pub enum FailureKind {
     Unknown,
     /// The answer was not understood.
     Protocol,
+    /// One server does not reach the other, where it says that it is.
+    PeerUnreachable,
+    /// The controller's own folder for backups on their way has no room.
+    ScratchFull,
 }
 
 /// A failed call: what was attempted on what, and what the server said.
@@ -129,6 +135,15 @@ pub struct Channel {
     pub secrets: BTreeMap<String, SecretString>,
 }
 
+/// One websocket of an end that waits. What one end says goes unchanged, whatever it is, to the socket of the same name
+/// of the other end: pieces know nothing of frames or messages.
+pub struct Socket {
+    /// What that end says. Ends with its connection; an error is a connection that broke.
+    pub incoming: BoxStream<'static, Result<Vec<u8>>>,
+    /// What that end is told. Closing it tells that nothing follows.
+    pub outgoing: Pin<Box<dyn Sink<Vec<u8>, Error = ServerError> + Send>>,
+}
+
 /// How one server reaches the end that waits on the other one.
 #[derive(Clone, Debug)]
 pub struct Peer {
@@ -138,6 +153,37 @@ pub struct Peer {
     pub certificate: String,
     /// The waiting end.
     pub channel: Channel,
+}
+
+/// A backup on its way: bytes in order, any number at a time.
+pub struct Data {
+    /// How many bytes there are, if that is known.
+    pub size: Option<u64>,
+    /// The bytes. An error means that the rest does not come.
+    pub bytes: BoxStream<'static, Result<Vec<u8>>>,
+}
+
+/// Which backup is fetched from a server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Export {
+    /// One that was made and is kept there, by its name.
+    Kept(String),
+    /// One that is made while it is fetched, and kept nowhere.
+    Direct {
+        /// Without snapshots.
+        instance_only: bool,
+    },
+}
+
+/// What is made from a backup.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ImportRequest {
+    /// Project and name of the copy.
+    pub at: InstanceRef,
+    /// Pool of its root disk.
+    pub pool: Option<String>,
+    /// Cluster member, or `@group`; `None` leaves it to the server.
+    pub member: Option<String>,
 }
 
 /// What the source's end of a migration is to do.
@@ -264,6 +310,16 @@ pub trait Server: Send + Sync {
     async fn offer(&self, at: &InstanceRef, request: &OfferRequest) -> Result<Channel>;
     /// Opens the target's end of a migration.
     async fn accept(&self, request: &AcceptRequest) -> Result<Channel>;
+    /// Connects to the end that waits with that operation, by one of its secrets (the channel `name`).
+    async fn connect(&self, waiting: &Channel, name: &str) -> Result<Socket>;
+    /// Makes a backup of that name of a stopped instance; the server deletes it by itself after `keep`.
+    async fn back_up(&self, at: &InstanceRef, name: &str, instance_only: bool, keep: Duration) -> Result<OperationId>;
+    /// Fetches a backup.
+    async fn export(&self, at: &InstanceRef, what: &Export) -> Result<Data>;
+    /// Deletes a backup that is kept on the server.
+    async fn drop_backup(&self, at: &InstanceRef, name: &str) -> Result<OperationId>;
+    /// Makes an instance from a backup.
+    async fn import(&self, request: &ImportRequest, data: Data) -> Result<OperationId>;
     /// Moves an instance inside the server or cluster.
     async fn relocate(&self, at: &InstanceRef, to: &Relocation) -> Result<OperationId>;
     /// Renames a stopped instance.

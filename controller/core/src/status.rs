@@ -128,6 +128,7 @@ pub fn remember(status: &mut InstancePlacementStatus, record: &Record, generatio
     let summary = MoveSummary {
         name: record.name.clone(),
         method: record.spec.method,
+        transfer: Some(record.spec.transfer),
         from: place(&record.spec.from.location()),
         to: place(&record.spec.to.location()),
         outcome: outcome.as_str().to_owned(),

@@ -162,6 +162,7 @@ fn a_cancelled_move_is_not_made_again_although_its_record_was_deleted() {
     let mut d = desired("web", "rack-b");
     d.status.moves = vec![berth_api::placement::MoveSummary {
         name: "web-x7k2p".into(),
+        transfer: None,
         method: Method::Cold,
         from: "rack-a".into(),
         to: "rack-b".into(),
@@ -372,6 +373,7 @@ fn marks_of_a_move_that_is_over_are_taken_off_and_those_of_an_unknown_move_are_r
     d.status.moves = vec![berth_api::placement::MoveSummary {
         name: "web-x7k2p".into(),
         method: Method::Cold,
+        transfer: None,
         from: "rack-b".into(),
         to: "rack-a".into(),
         outcome: "Succeeded".into(),
@@ -397,4 +399,68 @@ fn an_approval_is_for_one_plan_only() {
         Some(Reason::WaitingForApproval),
         "it is spent"
     );
+}
+
+#[test]
+fn the_way_of_the_data_is_the_first_that_both_servers_allow_and_that_is_not_known_to_fail() {
+    let way = |worked: Option<Transfer>, failed: &[Transfer]| berth_core::plan::Way {
+        worked,
+        failed: failed.iter().copied().collect(),
+    };
+    let chosen = |way: berth_core::plan::Way, scratch: bool| {
+        let mut b = server("b", []);
+        b.ways.insert("rack-a".into(), way);
+        let mut w = world([("rack-a", server("a", [instance("web")])), ("rack-b", b)]);
+        w.scratch = scratch;
+        let plan = plan(&desired("web", "rack-b"), &w, now()).plan.unwrap_or_default();
+        plan.transfer.unwrap()
+    };
+    use Transfer::{Backup, Pull, Push, Relay};
+    assert_eq!(chosen(way(None, &[]), true), Pull);
+    assert_eq!(chosen(way(None, &[Pull]), true), Push);
+    assert_eq!(chosen(way(None, &[Pull, Push]), true), Relay);
+    assert_eq!(chosen(way(None, &[Pull, Push, Relay]), true), Backup);
+    assert_eq!(chosen(way(None, &[Pull, Push, Relay]), false), Pull, "it begins anew");
+    assert_eq!(chosen(way(Some(Relay), &[Pull]), true), Relay, "what worked is used");
+    assert_eq!(chosen(way(Some(Relay), &[Relay]), true), Pull);
+}
+
+#[test]
+fn a_backup_is_refused_where_it_cannot_be_made_read_or_kept() {
+    let refused = |change: &dyn Fn(&mut berth_core::plan::World)| {
+        let mut w = world([("rack-a", server("a", [instance("web")])), ("rack-b", server("b", []))]);
+        w.scratch = true;
+        change(&mut w);
+        let mut d = desired("web", "rack-b");
+        d.spec.transfer = berth_api::TransferMode::Backup;
+        let verdict = plan(&d, &w, now());
+        if let Decision::Blocked(blockers) = &verdict.decision {
+            assert!(blockers.iter().all(|b| b.fix.is_some()), "{blockers:?}");
+        }
+        reason(&verdict.decision)
+    };
+    fn facts<'a>(w: &'a mut berth_core::plan::World, server: &str) -> &'a mut berth_core::model::ServerFacts {
+        let view = w.servers.get_mut(server).unwrap();
+        std::sync::Arc::make_mut(view.facts.as_mut().unwrap())
+    }
+    assert_eq!(refused(&|_| {}), None);
+    let lxd = |w: &mut berth_core::plan::World| facts(w, "rack-b").product = berth_core::model::Product::Lxd;
+    assert_eq!(refused(&lxd), Some(Reason::BackupNotReadable));
+    assert_eq!(refused(&|w| w.scratch = false), Some(Reason::MethodImpossible));
+    let streams = |w: &mut berth_core::plan::World| {
+        w.scratch = false;
+        facts(w, "rack-a").extensions.insert("direct_backup".into());
+    };
+    assert_eq!(refused(&streams), None);
+    let restricted = |w: &mut berth_core::plan::World| {
+        let config = &mut facts(w, "rack-a").projects[0].config;
+        config.insert("restricted".into(), "true".into());
+    };
+    assert_eq!(refused(&restricted), Some(Reason::RestrictedBackups));
+    let allowed = |w: &mut berth_core::plan::World| {
+        restricted(w);
+        let config = &mut facts(w, "rack-a").projects[0].config;
+        config.insert("restricted.backups".into(), "allow".into());
+    };
+    assert_eq!(refused(&allowed), None);
 }

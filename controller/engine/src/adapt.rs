@@ -101,6 +101,8 @@ impl Engine {
                     FailureKind::NotFound
                     | FailureKind::AlreadyExists
                     | FailureKind::Refused
+                    | FailureKind::PeerUnreachable
+                    | FailureKind::ScratchFull
                     | FailureKind::NotTrusted
                     | FailureKind::CertificateMismatch
                     | FailureKind::Protocol => TriedResult::Refused(error.message.clone()),

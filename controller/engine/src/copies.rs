@@ -69,7 +69,8 @@ struct Scene {
 impl Copies {
     pub fn new(changes: Changes) -> Self {
         Self {
-            tasks: Tasks::new(changes),
+            // copies do not come by backup
+            tasks: Tasks::new(changes, None),
             known: Mutex::default(),
             silent: Mutex::default(),
         }
@@ -445,6 +446,7 @@ fn names(record: &CopyRecord) -> Option<MoveNames> {
     Some(MoveNames {
         incoming: Some(incoming),
         retired: None,
+        backup: None,
     })
 }
 

@@ -69,12 +69,12 @@ impl Driver {
     /// Moves of these servers, with these records.
     pub fn new(env: Env, registry: Arc<Registry>, records: Arc<dyn Records>, changes: Changes) -> Self {
         Self {
-            env,
             registry,
             records,
-            tasks: Tasks::new(changes),
+            tasks: Tasks::new(changes, env.scratch.clone()),
             silent: Mutex::default(),
             held: Mutex::default(),
+            env,
         }
     }
 
@@ -198,7 +198,7 @@ impl Driver {
         let reach = |end| self.registry.end(&record.namespace, place_of(record, end)).ok();
         let Some(reached) = reach(effect.end) else { return false };
         let pair = match &effect.request {
-            Request::Transfer(_) => match (reach(End::Source), reach(End::Target)) {
+            Request::Transfer(_) | Request::Backup(_) => match (reach(End::Source), reach(End::Target)) {
                 (Some(source), Some(target)) => Some(Pair {
                     source: source.side(),
                     target: target.side(),

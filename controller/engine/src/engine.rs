@@ -396,6 +396,7 @@ impl Engine {
         };
         self.book.put(driven.record.clone());
         if driven.record.finished() {
+            self.registry.learn(&driven.record);
             // slots are free again, and the instance can be claimed where it is now
             self.say_admissible();
             self.say_placements(self.placements.rivals(placement));
@@ -483,6 +484,7 @@ impl Engine {
                 .chain(self.book.last_of(&desired.uid))
                 .collect(),
             open_moves: self.book.open_names(),
+            scratch: self.env.scratch.is_some(),
             contents,
             lessons: self.book.lessons(),
             size: None,

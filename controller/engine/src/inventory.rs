@@ -342,7 +342,7 @@ pub(crate) fn reason(kind: FailureKind) -> Reason {
     match kind {
         FailureKind::CertificateMismatch => Reason::CertificateMismatch,
         FailureKind::NotTrusted => Reason::NotTrusted,
-        FailureKind::Protocol => Reason::UnsupportedServer,
+        FailureKind::Protocol | FailureKind::PeerUnreachable | FailureKind::ScratchFull => Reason::UnsupportedServer,
         FailureKind::Unreachable
         | FailureKind::Unknown
         | FailureKind::Busy

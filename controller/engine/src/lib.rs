@@ -13,7 +13,10 @@
 //! | [`inventory`], `primaries` | follows one server: events first, then facts and one list, then only what changed |
 //! | [`drive`] | passes over one open move: read, step, write the record, effect |
 //! | `freeze` | how long a guest stands still while its disk is worked on |
+//! | `backup` | brings a backup from one end to the other, by way of a [`Scratch`] |
+//! | `relay` | passes on what both ends of a transfer say |
 //! | `tasks`, `transfer` | carries out effects in the background and keeps each outcome until a step has seen it |
+//! | `ways` | which way of the data worked between which servers |
 //! | `happenings` | what is worth telling people once |
 //!
 //! Whoever wires it up: gives the servers to [`Engine::registry`] (the same `Arc` as long as the connection is the same),
@@ -24,6 +27,7 @@
 #![deny(missing_docs)]
 
 mod adapt;
+mod backup;
 mod book;
 mod contents;
 mod copies;
@@ -37,11 +41,14 @@ mod placements;
 mod power;
 mod primaries;
 pub mod registry;
+mod relay;
 mod sizes;
 mod sweep;
 mod tasks;
 mod transfer;
+mod ways;
 
+pub use backup::Scratch;
 pub use copies::CopyPass;
 pub use engine::{Engine, Pass, Report};
 pub use happenings::Happening;
@@ -67,6 +74,8 @@ pub struct Env {
     pub may_act: Question,
     /// Whether the lease holds long enough for requests without a precondition.
     pub lease_is_safe: Question,
+    /// Where backups are kept on their way, if anywhere.
+    pub scratch: Option<Arc<dyn Scratch>>,
 }
 
 impl Env {

@@ -7,15 +7,17 @@ use std::time::Duration;
 
 use berth_api::Reason;
 use berth_api::moves::MoveEnd;
-use berth_api::server::Limits;
+use berth_api::server::{Limits, TransferMemory};
 use berth_core::model::{InstanceRef, Inventory, ServerFacts};
 use berth_core::plan::{Reach, ServerView};
+use berth_core::records::Record;
 use berth_core::server::Server;
 use jiff::Timestamp;
 
 use crate::inventory::{Follower, Seen, Start};
 use crate::primaries::Primaries;
 use crate::transfer::Side;
+use crate::ways::Ways;
 use crate::{Change, Changes, Env, Key, lock};
 
 /// What an InstanceServer says about how its server may be used.
@@ -55,6 +57,7 @@ pub struct Registry {
     changes: Changes,
     primaries: Arc<Primaries>,
     entries: Mutex<BTreeMap<Key, Entry>>,
+    ways: Ways,
 }
 
 struct Entry {
@@ -112,6 +115,29 @@ impl Registry {
             changes,
             primaries: Primaries::new(),
             entries: Mutex::default(),
+            ways: Ways::default(),
+        }
+    }
+
+    /// Takes over what was known before this process began of the ways to a server.
+    pub fn seed_ways(&self, key: &Key, known: &[TransferMemory]) {
+        self.ways.seed(key, known);
+    }
+
+    /// Which way worked last to that server, by source, for its status.
+    pub fn ways_to(&self, key: &Key) -> Vec<(String, Option<TransferMemory>)> {
+        self.ways.worked(key)
+    }
+
+    /// Remembers what became of a move's way.
+    pub(crate) fn learn(&self, record: &Record) {
+        let (from, to) = (
+            &record.spec.from.server,
+            Key::new(&record.namespace, &record.spec.to.server),
+        );
+        let under = under(&lock(&self.entries), &Key::new(&record.namespace, from), &to);
+        if under.is_some_and(|under| self.ways.learn(&to, record, &under)) {
+            self.say_changed(&to);
         }
     }
 
@@ -225,7 +251,11 @@ impl Registry {
                 let duplicate_of = first.filter(|name| *name != key.name).map(str::to_owned);
                 let shared = fingerprint.as_ref().and_then(|f| joint.get(f)).cloned();
                 let used = fingerprint.and_then(|f| usage.get(&f)).copied().unwrap_or_default();
-                (key.name.clone(), entry.view(duplicate_of, shared, used))
+                let mut view = entry.view(duplicate_of, shared, used);
+                view.ways = self
+                    .ways
+                    .known(key, |from| under(&entries, &Key::new(namespace, from), key));
+                (key.name.clone(), view)
             })
             .collect()
     }
@@ -315,6 +345,21 @@ impl Registry {
     }
 }
 
+/// What a way between two servers depends on: both versions, and how each is reached by the other.
+fn under(entries: &BTreeMap<Key, Entry>, from: &Key, to: &Key) -> Option<String> {
+    let of = |key: &Key| {
+        let entry = entries.get(key)?;
+        let facts = entry.seen().facts?;
+        Some(format!(
+            "{} {} at {}",
+            facts.product.as_str(),
+            facts.version,
+            entry.peer_address()
+        ))
+    };
+    Some(format!("{}, {}", of(from)?, of(to)?))
+}
+
 fn joint(entries: &BTreeMap<Key, Entry>) -> HashMap<String, Joint> {
     let mut joint: HashMap<String, Joint> = HashMap::new();
     for (key, entry) in entries {
@@ -385,6 +430,7 @@ impl Entry {
             free_incoming: i64::from(joint.limits.incoming) - used.incoming,
             free_outgoing: i64::from(joint.limits.outgoing) - used.outgoing,
             allow_unsafe_overrides: self.config.allow_unsafe_overrides,
+            ways: BTreeMap::new(),
         }
     }
 }

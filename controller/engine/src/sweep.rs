@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use berth_api::Transfer;
 use berth_core::marks::{self, Role};
 use berth_core::model::{Instance, InstanceRef};
 use berth_core::records::{Record, RecordError};
@@ -37,7 +38,7 @@ impl Engine {
             let candidates = instances.iter().filter(|i| {
                 marks::is_unique_name(&i.at.name)
                     && !self.copies().is_in_hand(&i.at.name)
-                    && marks::role(i) == Some(Role::Incoming)
+                    && may_be_incoming(i)
                     && marks::move_id(i).is_none_or(|id| !open.contains(id))
             });
             for instance in candidates {
@@ -49,6 +50,8 @@ impl Engine {
                     }
                     // another leader's, or one that was opened meanwhile
                     Some(_) => {}
+                    // a source that was renamed out of the way
+                    None if marks::role(instance) != Some(Role::Incoming) => {}
                     None => leftovers.push(Leftover {
                         servers: self.registry().keys_of(&fingerprint),
                         at: instance.at.clone(),
@@ -90,7 +93,7 @@ impl Engine {
         let still = fresh.is_some_and(|f| {
             let i = &f.instance;
             marks::move_id(i) == Some(record.name.as_str())
-                && marks::role(i) == Some(Role::Incoming)
+                && may_be_incoming(i)
                 && i.uuid() == seen.uuid()
                 && !i.may_run()
         });
@@ -104,7 +107,14 @@ impl Engine {
     }
 }
 
+/// Whether it may be a copy on its way in: one that came with a backup says that it is the source.
+fn may_be_incoming(i: &Instance) -> bool {
+    matches!(marks::role(i), Some(Role::Incoming | Role::Source))
+}
+
 /// Whether the record is finished and the copy is one that it made on that server.
 fn is_over(record: &Record, copy: &Instance, fingerprint: &str) -> bool {
-    record.finished() && record.spec.to.fingerprint == fingerprint && copy.uuid() == record.spec.from.uuid.as_deref()
+    let came_so = marks::role(copy) == Some(Role::Incoming) || record.spec.transfer == Transfer::Backup;
+    let there = record.spec.to.fingerprint == fingerprint && record.spec.from.fingerprint != fingerprint;
+    record.finished() && came_so && there && copy.uuid() == record.spec.from.uuid.as_deref()
 }

@@ -13,6 +13,7 @@ use tokio::sync::watch;
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep};
 
+use crate::backup::{self, Scratch};
 use crate::freeze;
 use crate::transfer::{self, Side};
 use crate::{Change, Changes, Key, lock};
@@ -27,6 +28,7 @@ const PROGRESS: Duration = Duration::from_secs(5);
 /// The effects under way, by record.
 pub(crate) struct Tasks {
     changes: Changes,
+    scratch: Option<Arc<dyn Scratch>>,
     slots: Mutex<HashMap<Key, Slot>>,
 }
 
@@ -72,9 +74,10 @@ pub(crate) struct Pair {
 }
 
 impl Tasks {
-    pub fn new(changes: Changes) -> Self {
+    pub fn new(changes: Changes, scratch: Option<Arc<dyn Scratch>>) -> Self {
         Self {
             changes,
+            scratch,
             slots: Mutex::default(),
         }
     }
@@ -178,10 +181,12 @@ impl Tasks {
             cancel: watch::Sender::new(0),
         });
         let (running, changes, key) = (shared.clone(), self.changes.clone(), record.clone());
+        let scratch = self.scratch.clone();
         let task = tokio::spawn(async move {
             let began = Instant::now();
             let watched = freeze::watched(&effect, &server, pair.as_ref());
-            let (result, frozen) = freeze::during(perform(effect, server.as_ref(), pair, &running), watched).await;
+            let work = perform(effect, server.as_ref(), (pair, scratch), &running);
+            let (result, frozen) = freeze::during(work, watched).await;
             let time = began.elapsed();
             let milliseconds = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
             match &result {
@@ -223,22 +228,24 @@ impl Drop for Awaited<'_> {
     }
 }
 
-async fn perform(effect: Effect, server: &dyn Server, pair: Option<Pair>, shared: &Shared) -> Result<()> {
+/// What a transfer needs besides the effect.
+type Means = (Option<Pair>, Option<Arc<dyn Scratch>>);
+
+async fn perform(effect: Effect, server: &dyn Server, (pair, scratch): Means, shared: &Shared) -> Result<()> {
     let attempted = format!("{} {}", effect.kind.as_str(), effect.at);
     let at = &effect.at;
     let operation = match effect.request {
         Request::Patch { change, etag } => return server.patch(at, &change, &etag).await,
         Request::Put { definition, etag } => return server.put(at, &definition, &etag).await,
         Request::Transfer(transfer) => {
-            let Some(Pair { source, target }) = pair else {
-                return Err(ServerError::new(
-                    FailureKind::Unreachable,
-                    attempted,
-                    "an end does not answer",
-                ));
-            };
+            let (Pair { source, target }, cancel) = (both(pair, attempted)?, shared.cancel.subscribe());
             let progress = |p| lock(&shared.state).further(p);
-            return transfer::run(*transfer, source, target, shared.cancel.subscribe(), &progress).await;
+            return transfer::run(*transfer, source, target, cancel, &progress).await;
+        }
+        Request::Backup(way) => {
+            let (Pair { source, target }, cancel) = (both(pair, attempted)?, shared.cancel.subscribe());
+            let progress = |p| lock(&shared.state).further(p);
+            return backup::run(*way, &source, &target, scratch, cancel, &progress).await;
         }
         // only a transfer can be cancelled, and then it is still in hand: see `Tasks::cancel`
         Request::Cancel => return Ok(()),
@@ -259,11 +266,16 @@ async fn perform(effect: Effect, server: &dyn Server, pair: Option<Pair>, shared
         Request::Start { stateful } => server.set_power(at, PowerAction::Start { stateful }).await?,
         Request::Snapshot { name, expires_at } => server.snapshot(at, &name, expires_at).await?,
         Request::RemoveSnapshot { name } => server.remove_snapshot(at, &name).await?,
+        Request::DropBackup { name } => server.drop_backup(at, &name).await?,
         Request::Rename { name } => server.rename(at, &name).await?,
         Request::Remove => server.remove(at).await?,
         Request::Relocate(to) => server.relocate(at, &to).await?,
     };
     transfer::finished(server, &attempted, &operation, None).await
+}
+
+fn both(pair: Option<Pair>, attempted: String) -> Result<Pair> {
+    pair.ok_or_else(|| ServerError::new(FailureKind::Unreachable, attempted, "an end does not answer"))
 }
 
 /// The server is busy with the instance already, most likely with a stop that a process before this one asked for: it

@@ -1,12 +1,15 @@
 //! One transfer between two servers: both ends are opened back to back (the daemons wait for each other only 10 to 30
 //! seconds), then both operations are followed to their ends. It counts only if both are seen to succeed.
 
+use std::future::pending;
 use std::time::Duration;
 
 use berth_core::moves::{Transfer, Wiring};
 use berth_core::server::{
     Channel, FailureKind, OperationId, OperationState, Peer, Progress, Result, Server, ServerError,
 };
+use futures::FutureExt;
+use futures::future::BoxFuture;
 use std::sync::Arc;
 use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
@@ -14,6 +17,10 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::inventory::OperationEvent;
+use crate::relay::Relay;
+
+/// Told of progress.
+type Told<'a> = &'a (dyn Fn(Progress) + Send + Sync);
 
 /// Longest single wait: an operation vanishes five seconds after its end.
 const WAIT: Duration = Duration::from_secs(3);
@@ -57,6 +64,18 @@ pub(crate) async fn finished(
         Ended::Failed(message) => Err(ServerError::new(kind_of(&message), attempted, message)),
         Ended::Unknown(message) => Err(ServerError::new(FailureKind::Unknown, attempted, message)),
     }
+}
+
+/// Whether an end says that it does not reach the other one: nobody there, no road, or somebody else.
+fn no_way_there(message: &str) -> bool {
+    const WORDS: [&str; 5] = [
+        "Unable to connect to:",
+        "dial tcp",
+        "websocket: bad handshake",
+        "failed to verify certificate",
+        "x509:",
+    ];
+    WORDS.iter().any(|words| message.contains(words))
 }
 
 /// An operation that fails has only a text, alike on both products.
@@ -157,7 +176,7 @@ pub(crate) async fn run(
         "transfer {} from {} to {} on {}",
         transfer.from, source.name, transfer.accept.at, target.name
     );
-    let (from, to) = open(transfer, &source, &target).await?;
+    let (from, to, relay) = open(transfer, &source, &target).await?;
     let (source_server, target_server) = (source.server.clone(), target.server.clone());
     let names = (source.name.clone(), target.name.clone());
     let cancel_both = || cancel_transfer(source_server.as_ref(), &from, target_server.as_ref(), &to);
@@ -168,14 +187,26 @@ pub(crate) async fn run(
     let (mut source_end, mut target_end) = (None, None);
     let mut give_up: Option<Instant> = None;
     {
-        let source_ends = followed(&mut source, &from, progress);
-        let target_ends = followed(&mut target, &to, progress);
+        // what goes through this process is counted here
+        let theirs: Told<'_> = if relay.is_some() { &|_| {} } else { progress };
+        let mut relay = relay.map(|relay| relay.run(progress).boxed());
+        let source_ends = followed(&mut source, &from, theirs);
+        let target_ends = followed(&mut target, &to, theirs);
         tokio::pin!(source_ends, target_ends);
         while source_end.is_none() || target_end.is_none() {
             tokio::select! {
                 end = &mut source_ends, if source_end.is_none() => source_end = Some(end),
                 end = &mut target_ends, if target_end.is_none() => target_end = Some(end),
-                Ok(()) = cancel.changed() => cancel_both().await,
+                Ok(()) = cancel.changed() => {
+                    relay = None;
+                    cancel_both().await;
+                }
+                end = passed(&mut relay) => {
+                    relay = None;
+                    if let Err(error) = end {
+                        tracing::debug!(%error, "a relay broke; both ends notice");
+                    }
+                }
                 () = sleep_until(give_up.unwrap_or_else(Instant::now)), if give_up.is_some() => break,
             }
             let broken = |end: &Option<Ended>| end.as_ref().is_some_and(|e| *e != Ended::Succeeded);
@@ -199,6 +230,7 @@ pub(crate) async fn run(
 fn judge(attempted: &str, (source, target): (String, String), from: Ended, to: Ended) -> Result<()> {
     let kind = match (&from, &to) {
         (Ended::Succeeded, Ended::Succeeded) => return Ok(()),
+        (Ended::Failed(m), _) | (_, Ended::Failed(m)) if no_way_there(m) => FailureKind::PeerUnreachable,
         (Ended::Failed(_), _) | (_, Ended::Failed(_)) => FailureKind::Refused,
         (Ended::Unknown(_), _) | (_, Ended::Unknown(_)) => FailureKind::Unknown,
     };
@@ -220,8 +252,19 @@ async fn cancel_transfer(source: &dyn Server, from: &OperationId, target: &dyn S
     }
 }
 
-/// Opens the end that waits, then at once the one that connects. If the second fails, the first is cancelled.
-async fn open(transfer: Transfer, source: &Side, target: &Side) -> Result<(OperationId, OperationId)> {
+/// The end of a relay; none never ends.
+async fn passed(relay: &mut Option<BoxFuture<'_, Result<()>>>) -> Result<()> {
+    match relay {
+        Some(relay) => relay.await,
+        None => pending().await,
+    }
+}
+
+type Opened = (OperationId, OperationId, Option<Relay>);
+
+/// Opens the end that waits, then at once the one that connects (or, for a relay, waits too). If the second fails, the
+/// first is cancelled.
+async fn open(transfer: Transfer, source: &Side, target: &Side) -> Result<Opened> {
     let peer = |side: &Side, channel: Channel| Peer {
         address: side.address.clone(),
         certificate: side.certificate.clone(),
@@ -237,22 +280,40 @@ async fn open(transfer: Transfer, source: &Side, target: &Side) -> Result<(Opera
     let (first, waiting, second) = match mode {
         Wiring::Pull => {
             let channel = source.server.offer(&from, &offer).await?;
-            let waiting = channel.operation.clone();
+            let waiting = channel.clone();
             accept.pull_from = Some(peer(source, channel));
             (source, waiting, target.server.accept(&accept).await)
         }
         Wiring::Push => {
             let channel = target.server.accept(&accept).await?;
-            let waiting = channel.operation.clone();
+            let waiting = channel.clone();
             offer.push_to = Some(peer(target, channel));
             (target, waiting, source.server.offer(&from, &offer).await)
         }
+        Wiring::Relay => {
+            let waiting = source.server.offer(&from, &offer).await?;
+            (source, waiting, target.server.accept(&accept).await)
+        }
     };
-    match second {
-        Ok(channel) if mode == Wiring::Pull => Ok((waiting, channel.operation)),
-        Ok(channel) => Ok((channel.operation, waiting)),
+    let connected = match second {
+        Ok(channel) if mode == Wiring::Relay => {
+            let (a, b) = (source.server.as_ref(), target.server.as_ref());
+            match Relay::open((a, &waiting), (b, &channel)).await {
+                Ok(relay) => Ok((channel.operation, Some(relay))),
+                Err(error) => {
+                    cancel_transfer(a, &waiting.operation, b, &channel.operation).await;
+                    return Err(error);
+                }
+            }
+        }
+        Ok(channel) => Ok((channel.operation, None)),
+        Err(error) => Err(error),
+    };
+    match connected {
+        Ok((operation, relay)) if mode == Wiring::Push => Ok((operation, waiting.operation, relay)),
+        Ok((operation, relay)) => Ok((waiting.operation, operation, relay)),
         Err(error) => {
-            if let Err(e) = first.server.cancel(&waiting).await {
+            if let Err(e) = first.server.cancel(&waiting.operation).await {
                 tracing::debug!(error = %e, "the end that waits cannot be cancelled; it ends by itself");
             }
             Err(error)

@@ -480,3 +480,33 @@ fn a_store_that_does_not_answer_for_a_while_delays_a_move_and_changes_nothing_el
         });
     }
 }
+
+#[test]
+fn servers_that_do_not_reach_each_other_are_served_by_the_next_way_and_that_is_remembered() {
+    run(async {
+        use berth_api::Transfer::{Pull, Push, Relay};
+        let town = Town::new(Product::Incus, &["a", "b"]);
+        town.world.separate("a", "b");
+        town.add("a", "web-1");
+        town.place("web-1", "b", |_| {});
+        town.until_placed("web-1", "b").await;
+        let moves = town.status("web-1").moves;
+        let ways: Vec<_> = moves.iter().rev().map(|m| (m.transfer, m.outcome.as_str())).collect();
+        assert_eq!(
+            ways,
+            [
+                (Some(Pull), "Undone"),
+                (Some(Push), "Undone"),
+                (Some(Relay), "Succeeded")
+            ]
+        );
+        let undone = &town.records()[0].status.undo;
+        assert_eq!(undone.as_ref().map(|u| u.reason.as_str()), Some("PeerUnreachable"));
+        town.add("a", "web-2");
+        town.place("web-2", "b", |_| {});
+        town.until_placed("web-2", "b").await;
+        let moves = town.status("web-2").moves;
+        assert_eq!(moves.len(), 1, "others need not find it out again");
+        assert_eq!(moves[0].transfer, Some(Relay));
+    });
+}

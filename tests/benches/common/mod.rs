@@ -3,12 +3,14 @@
 
 use std::future::Future;
 use std::io::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::Duration;
 
 use berth_tests::{Needs, Product, Server, Suite, Test, wait_for};
 
+/// Heading of the part about the ways of the data.
+pub const WAYS: &str = "## Ways of the data";
 /// Long enough for a move.
 pub const SOON: Duration = Duration::from_secs(90);
 
@@ -158,4 +160,28 @@ pub fn seconds(text: &str) -> f64 {
         (None, Some((minutes, rest))) => parse(minutes) * 60.0 + parse(rest.trim_end_matches('s')),
         (None, None) => parse(text.trim_end_matches('s')),
     }
+}
+
+/// Where all of it is written.
+fn path() -> PathBuf {
+    root().join("docs/benchmarks.md")
+}
+
+/// The part of the document under that heading, up to its end; empty if there is none.
+pub fn section(heading: &str) -> String {
+    let text = std::fs::read_to_string(path()).unwrap_or_default();
+    text.find(heading)
+        .map_or_else(String::new, |at| format!("\n{}", &text[at..]))
+}
+
+/// Writes the document.
+pub fn write(text: &str) {
+    std::fs::write(path(), text).unwrap_or_else(|error| panic!("{}: {error}", path().display()));
+}
+
+/// Puts the last part of the document in place of the one that is there.
+pub fn write_last(heading: &str, part: &str) {
+    let text = std::fs::read_to_string(path()).unwrap_or_else(|_| "# Measured\n".to_owned());
+    let before = text.find(heading).map_or(text.as_str(), |at| &text[..at]);
+    write(&format!("{}\n\n{part}", before.trim_end()));
 }

@@ -256,6 +256,8 @@ fn failure(info: &WriteInfo, kind: FailureKind) -> Failure {
         | FailureKind::CertificateMismatch
         | FailureKind::Unreachable
         | FailureKind::Unknown
+        | FailureKind::PeerUnreachable
+        | FailureKind::ScratchFull
         | FailureKind::Protocol => RecordError::Unavailable(format!("{attempted}: failed on purpose")),
     })
 }

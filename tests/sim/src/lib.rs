@@ -2,6 +2,7 @@
 //! faults at every write. Implements both ports of berth-core and checks the invariants of the move protocol after every
 //! change. Not a model of the protocol: nothing here knows what a move is, but for reading records in the invariants.
 
+mod backups;
 mod config;
 mod evacuate;
 mod faults;
@@ -14,6 +15,7 @@ mod power;
 mod records;
 mod relocate;
 mod server;
+mod sockets;
 mod state;
 mod view;
 mod world;

@@ -39,6 +39,10 @@ enum Side {
 }
 
 impl Waiting {
+    pub fn is_target(&self) -> bool {
+        matches!(self.side, Side::Target { .. })
+    }
+
     pub fn cancellable(&self) -> bool {
         match self.side {
             Side::Source => true,
@@ -297,7 +301,8 @@ impl State {
             .servers
             .values()
             .find(|h| h.address == address || h.name == address);
-        let reachable = found.filter(|h| h.reachable() && self.servers.get(from).is_some_and(|f| !f.cut));
+        let reachable = found
+            .filter(|h| h.reachable() && self.servers.get(from).is_some_and(|f| !f.cut) && !self.apart(from, &h.name));
         let Some(host) = reachable else {
             return Err(format!(
                 "Unable to connect to: {address} ([dial tcp {address}: connect: connection refused])"
@@ -347,7 +352,7 @@ impl State {
     }
 
     /// Both ends found each other.
-    fn join(&mut self, source: (&str, &OperationId, &Waiting), target: (&str, &OperationId, &Waiting), pull: bool) {
+    pub fn join(&mut self, source: (&str, &OperationId, &Waiting), target: (&str, &OperationId, &Waiting), pull: bool) {
         let sides = |w: &Waiting| matches!(w.side, Side::Source);
         let start = self
             .inst_by_born(source.0, source.2.born)

@@ -1,6 +1,6 @@
 //! Background operations: begun by a request, ended by a timer, forgotten five seconds later, lost with the daemon.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use berth_core::model::InstanceRef;
@@ -46,6 +46,8 @@ pub(crate) enum Work {
     StopTimeout(u64),
     /// Deletes the instance.
     Delete(u64),
+    /// Unpacks a backup.
+    Import(u64),
     /// Renames the instance.
     Rename(u64, String),
     /// A move inside the server.
@@ -63,6 +65,10 @@ pub(crate) struct Op {
     pub instances: Vec<InstanceRef>,
     pub state: OperationState,
     pub secrets: BTreeMap<String, String>,
+    /// Channels that somebody has connected to.
+    pub plugged: BTreeSet<String>,
+    /// Channels on which the other end was heard.
+    pub heard: BTreeSet<String>,
     pub work: Work,
     pub progress: Option<Progress>,
     /// Fingerprint of who asked.
@@ -86,6 +92,8 @@ impl State {
             instances: vec![at.clone()],
             state: OperationState::Running,
             secrets: BTreeMap::new(),
+            plugged: BTreeSet::new(),
+            heard: BTreeSet::new(),
             work,
             progress: None,
             by: by.map(str::to_owned),
@@ -221,6 +229,7 @@ impl State {
             Work::Stop(born) => self.stopped(server, id, born, by.as_deref()),
             Work::StopTimeout(born) => self.stop_timed_out(server, id, born),
             Work::Delete(born) => self.deleted(server, id, born, by.as_deref()),
+            Work::Import(born) => self.imported(server, id, born),
             Work::Rename(born, name) => self.renamed(server, id, born, &name, by.as_deref()),
             Work::Relocate(phase) => self.relocated(server, id, *phase, by.as_deref()),
             Work::Wait(_) | Work::Transfer(_) => {}
@@ -249,6 +258,7 @@ impl State {
             | Work::Stop(_)
             | Work::StopTimeout(_)
             | Work::Delete(_)
+            | Work::Import(_)
             | Work::Rename(..)
             | Work::Relocate(_)
             | Work::Wait(_)

@@ -239,6 +239,11 @@ impl World {
         self.after(duration, move |w| w.heal(&server));
     }
 
+    /// Those two servers do not reach each other from now on; everybody else reaches them.
+    pub fn separate(&self, one: &str, other: &str) {
+        self.change(|s| s.apart.insert((one.to_owned(), other.to_owned())));
+    }
+
     /// Does something later.
     pub fn after(&self, duration: Duration, act: impl FnOnce(&World) + Send + 'static) {
         let world = self.clone();

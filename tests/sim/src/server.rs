@@ -5,14 +5,15 @@ use std::time::Duration;
 use async_trait::async_trait;
 use berth_core::model::{Change, Definition, Fresh, Instance, InstanceRef, ServerFacts, Snapshot};
 use berth_core::server::{
-    AcceptRequest, Channel, FailureKind, OfferRequest, Operation, OperationId, OperationState, PowerAction, Relocation,
-    Result, Server, ServerError, ServerEvent,
+    AcceptRequest, Channel, Data, Export, FailureKind, ImportRequest, OfferRequest, Operation, OperationId,
+    OperationState, PowerAction, Relocation, Result, Server, ServerError, ServerEvent, Socket,
 };
 use futures::StreamExt;
 use futures::stream::BoxStream;
 use jiff::Timestamp;
 
 use crate::operations::shown;
+use crate::sockets::socket;
 use crate::state::{Host, State};
 use crate::world::World;
 use crate::writes::{Answer, Failure, Write};
@@ -186,6 +187,32 @@ impl Server for SimServer {
 
     async fn accept(&self, request: &AcceptRequest) -> Result<Channel> {
         self.channel(Write::Accept(Box::new(request.clone()))).await
+    }
+
+    async fn connect(&self, waiting: &Channel, name: &str) -> Result<Socket> {
+        self.write(Write::Connect(waiting.clone(), name.to_owned())).await?;
+        Ok(socket(&self.world, &self.server, &waiting.operation, name))
+    }
+
+    async fn back_up(&self, at: &InstanceRef, name: &str, instance_only: bool, _: Duration) -> Result<OperationId> {
+        self.operation(Write::BackUp(at.clone(), name.to_owned(), instance_only))
+            .await
+    }
+
+    async fn export(&self, at: &InstanceRef, what: &Export) -> Result<Data> {
+        self.read("export", |_| ()).await?;
+        let attempted = format!("export {at} on {}", self.server);
+        let number = self.world.change(|s| s.exported(&self.server, at, what, &attempted))?;
+        Ok(crate::backups::data(number))
+    }
+
+    async fn drop_backup(&self, at: &InstanceRef, name: &str) -> Result<OperationId> {
+        self.operation(Write::DropBackup(at.clone(), name.to_owned())).await
+    }
+
+    async fn import(&self, request: &ImportRequest, data: Data) -> Result<OperationId> {
+        let number = crate::backups::number(data).await?;
+        self.operation(Write::Import(request.clone(), number)).await
     }
 
     async fn relocate(&self, at: &InstanceRef, to: &Relocation) -> Result<OperationId> {

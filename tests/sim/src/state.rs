@@ -38,8 +38,14 @@ pub(crate) struct State {
     pub newest: BTreeMap<String, u64>,
     /// Names that anyone but a controller has used.
     pub foreign: BTreeSet<(String, InstanceRef)>,
+    /// Servers that do not reach each other.
+    pub apart: BTreeSet<(String, String)>,
     pub controllers: BTreeMap<String, Controller>,
     pub transfers: BTreeMap<u64, Transfer>,
+    /// Backups that are being unpacked, by the instance that is made.
+    pub imports: BTreeMap<u64, u64>,
+    /// What backups hold, by number.
+    pub backups: BTreeMap<u64, (Product, Inst)>,
     pub late: BTreeMap<u64, LateRequest>,
     /// While a late request is carried out: when it had been sent.
     pub late_since: Option<u64>,
@@ -105,6 +111,8 @@ pub(crate) struct Inst {
     /// Where the root disk really is.
     pub pool: String,
     pub snapshots: Vec<Snap>,
+    /// Backups that are kept, by name.
+    pub backups: BTreeMap<String, u64>,
     /// Version of the data.
     pub data: u64,
     pub content: Content,
@@ -170,6 +178,7 @@ impl Inst {
             member: None,
             pool: String::new(),
             snapshots: Vec::new(),
+            backups: BTreeMap::new(),
             data: 0,
             content: Content::HalfMade,
             undeletable: false,
@@ -259,8 +268,11 @@ impl State {
             copies: BTreeMap::new(),
             newest: BTreeMap::new(),
             foreign: BTreeSet::new(),
+            apart: BTreeSet::new(),
             controllers: BTreeMap::new(),
             transfers: BTreeMap::new(),
+            imports: BTreeMap::new(),
+            backups: BTreeMap::new(),
             late: BTreeMap::new(),
             late_since: None,
             log: Vec::new(),

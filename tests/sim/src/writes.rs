@@ -6,7 +6,7 @@ use berth_core::marks;
 use berth_core::model::{Change, Definition, InstanceRef, Product};
 use berth_core::records::{Record, RecordError};
 use berth_core::server::{
-    AcceptRequest, Channel, FailureKind, OfferRequest, OperationId, PowerAction, Relocation, ServerError,
+    AcceptRequest, Channel, FailureKind, ImportRequest, OfferRequest, OperationId, PowerAction, Relocation, ServerError,
 };
 
 use crate::config;
@@ -30,6 +30,14 @@ pub enum Write {
     Offer(InstanceRef, OfferRequest),
     /// The target's end of a migration.
     Accept(Box<AcceptRequest>),
+    /// A channel of an end that waits.
+    Connect(Channel, String),
+    /// A backup that is kept on the server: its name, and whether it is without snapshots.
+    BackUp(InstanceRef, String, bool),
+    /// The deletion of such a backup.
+    DropBackup(InstanceRef, String),
+    /// An instance from the backup of that number.
+    Import(ImportRequest, u64),
     /// A move inside the server.
     Relocate(InstanceRef, Relocation),
     /// A rename.
@@ -67,6 +75,10 @@ impl Write {
             Write::RemoveSnapshot(..) => "remove-snapshot",
             Write::Offer(..) => "offer",
             Write::Accept(_) => "accept",
+            Write::Connect(..) => "connect",
+            Write::BackUp(..) => "back-up",
+            Write::DropBackup(..) => "drop-backup",
+            Write::Import(..) => "import",
             Write::Relocate(..) => "relocate",
             Write::Rename(..) => "rename",
             Write::Remove(_) => "remove",
@@ -112,6 +124,9 @@ impl Write {
                 )
             }
             Write::Accept(r) => format!("{verb} {}{}", r.at, if r.refresh { " refresh" } else { "" }),
+            Write::Connect(waiting, name) => format!("{verb} {name} of {}", waiting.operation),
+            Write::BackUp(at, ..) | Write::DropBackup(at, _) => format!("{verb} {at}"),
+            Write::Import(request, _) => format!("{verb} {}", request.at),
             Write::Relocate(at, to) => format!("{verb} {at} {to:?}"),
             Write::Rename(at, name) => format!("{verb} {at} to {name}"),
             Write::Cancel(id) => format!("{verb} {id}"),
@@ -181,6 +196,12 @@ impl State {
             Write::RemoveSnapshot(at, name) => Answer::Operation(self.remove_snapshot(server, at, name, by, &what)?),
             Write::Offer(at, request) => Answer::Channel(self.offer(server, at, request, &what)?),
             Write::Accept(request) => Answer::Channel(self.accept(server, request, &what)?),
+            Write::Connect(waiting, name) => self.plug_in(server, waiting, name, &what).map(|()| Answer::Done)?,
+            Write::BackUp(at, name, instance_only) => {
+                Answer::Operation(self.back_up(server, at, (name, *instance_only), by, &what)?)
+            }
+            Write::DropBackup(at, name) => Answer::Operation(self.drop_backup(server, at, name, by, &what)?),
+            Write::Import(request, number) => Answer::Operation(self.import(server, request, *number, by, &what)?),
             Write::Relocate(at, to) => Answer::Operation(self.relocate(server, at, to, by, &what)?),
             Write::Rename(at, name) => Answer::Operation(self.rename(server, at, name, by, &what)?),
             Write::Remove(at) => Answer::Operation(self.remove(server, at, by, &what)?),

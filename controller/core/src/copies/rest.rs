@@ -8,7 +8,8 @@ use berth_api::copy::{CopyWork, DeletionPolicy};
 use berth_api::moves::MoveEnd;
 use berth_api::placement::InstanceRef as Meant;
 use berth_api::{
-    InstanceMoveSpec, InstancePlacementSpec, Method, MicroTime, Power as AfterPower, Reason, Time, Transfer, present,
+    InstanceMoveSpec, InstancePlacementSpec, Method, MicroTime, Power as AfterPower, Reason, Time, Transfer,
+    TransferMode, present,
 };
 use jiff::Timestamp;
 
@@ -395,7 +396,11 @@ fn plan_of(p: &Pass<'_>, located: &Located, target: &ServerView) -> Result<Insta
     let Some((mut spec, blockers)) = facts.map(|f| plan::transfer_of(&desired, located, &p.view.world, f)) else {
         return Err(Blocker::new(Reason::Progressing, "the target was not listed yet", None));
     };
-    if let Some(blocker) = exclude_older(record, facts).or_else(|| not_a_way(record, &spec)) {
+    if spec.transfer == Transfer::Backup && record.spec.transfer == TransferMode::Auto {
+        // what worked for moves does not for copies
+        spec.transfer = Transfer::Relay;
+    }
+    if let Some(blocker) = exclude_older(record, facts).or_else(|| not_a_way(&spec)) {
         return Err(blocker);
     }
     let refresh = record.status.uuid.is_some();
@@ -426,19 +431,13 @@ fn exclude_older(record: &CopyRecord, facts: Option<&ServerFacts>) -> Option<Blo
     })
 }
 
-/// Copies go from server to server: by a backup they could not be refreshed, and through the controller they do not go yet.
-fn not_a_way(record: &CopyRecord, plan: &InstanceMoveSpec) -> Option<Blocker> {
-    let way = match plan.transfer {
-        Transfer::Pull | Transfer::Push | Transfer::Internal => return None,
-        Transfer::Relay => "Relay",
-        Transfer::Backup => "Backup",
-    };
-    let message = format!("copies do not go by {way} in this version of Berth");
-    let fix = format!(
-        "set spec.transfer to Pull or Push, and let {} reach the other server (spec.peerAddress)",
-        record.spec.target.server
-    );
-    Some(Blocker::new(Reason::MethodImpossible, message, Some(fix)))
+/// A backup cannot bring an existing copy up to date, and it carries the identity of its source.
+fn not_a_way(plan: &InstanceMoveSpec) -> Option<Blocker> {
+    (plan.transfer == Transfer::Backup).then(|| {
+        let message = "a copy is not made by Backup, which could not be refreshed".to_owned();
+        let fix = "set spec.transfer to Auto or Relay".to_owned();
+        Blocker::new(Reason::MethodImpossible, message, Some(fix))
+    })
 }
 
 /// A late request took the copy to another name, or left a guard on it.

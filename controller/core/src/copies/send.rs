@@ -332,11 +332,9 @@ fn send(p: &mut Pass<'_>, source: &Copy, to: &ServerFacts) -> Transition {
     let request = Transfer {
         mode: match work.transfer {
             berth_api::Transfer::Push => Wiring::Push,
-            // the last two were refused; a copy on the same server is pulled from itself
-            berth_api::Transfer::Pull
-            | berth_api::Transfer::Internal
-            | berth_api::Transfer::Relay
-            | berth_api::Transfer::Backup => Wiring::Pull,
+            berth_api::Transfer::Relay => Wiring::Relay,
+            // a backup was refused; a copy on the same server is pulled from itself
+            berth_api::Transfer::Pull | berth_api::Transfer::Internal | berth_api::Transfer::Backup => Wiring::Pull,
         },
         from: source.fresh.instance.at.clone(),
         // nobody asks how long it stands still for a copy

@@ -4,13 +4,13 @@
 use std::time::Duration;
 
 use berth_api::moves::Progress;
-use berth_api::{GuardKind, InstanceMoveSpec, MicroTime, Reason, Step};
+use berth_api::{GuardKind, InstanceMoveSpec, MicroTime, Reason, Step, Transfer as Mode};
 
 use super::body::incoming_definition;
 use super::effect::{EffectKind, End, Request, Transfer, Wiring};
 use super::pass::{Pass, Transition};
-use super::verify;
 use super::view::{Copy, EndView, Wish, source_places};
+use super::{backup, verify};
 use crate::marks::{self, Role};
 use crate::model::{Change, Definition, InstanceRef, Power};
 use crate::server::{AcceptRequest, FailureKind, OfferRequest, Operation, ServerError};
@@ -211,6 +211,9 @@ pub(super) fn stopped(p: &mut Pass<'_>) -> Transition {
             return t;
         }
     }
+    if p.record.spec.transfer == Mode::Backup {
+        return backup::transfer(p, source);
+    }
     let definition = incoming_definition(&p.record.spec, &p.record.name, &source.fresh.instance, facts);
     transfer(p, source, definition, Sending::whole(&p.record.spec))
 }
@@ -244,6 +247,9 @@ pub(super) fn clear_lost_transfer(p: &mut Pass<'_>, at: &InstanceRef) -> Option<
     }
     if view.target.operation_on(at).is_some() {
         return Some(p.wait(POLL));
+    }
+    if let Some(t) = backup::drop(p) {
+        return Some(t);
     }
     view.target.copy(at)?;
     if p.failed(EffectKind::Remove).is_some() {
@@ -306,10 +312,10 @@ pub(super) fn transfer(p: &mut Pass<'_>, source: &Copy, definition: Definition, 
     let instance = &source.fresh.instance;
     let to = &p.record.spec.to;
     let at = InstanceRef::new(&to.project, &name);
-    let mode = if p.record.spec.transfer == berth_api::Transfer::Push {
-        Wiring::Push
-    } else {
-        Wiring::Pull
+    let mode = match p.record.spec.transfer {
+        Mode::Push => Wiring::Push,
+        Mode::Relay => Wiring::Relay,
+        Mode::Pull | Mode::Backup | Mode::Internal => Wiring::Pull,
     };
     let request = Transfer {
         mode,
@@ -350,6 +356,10 @@ fn is_full(message: &str) -> bool {
 }
 
 pub(super) fn transfer_failed(p: &mut Pass<'_>, e: &ServerError) -> Transition {
+    if e.kind == FailureKind::ScratchFull {
+        let fix = "give the controller more room (--scratch-dir, --scratch-limit; in the chart scratch.size), or set another spec.transfer";
+        return p.undo(Reason::InsufficientSpace, e.to_string(), Some(fix.to_owned()));
+    }
     if is_full(&e.message) {
         let (from, to) = (&p.record.spec.from, &p.record.spec.to);
         let pool = to.pool.as_deref().unwrap_or("default");
@@ -364,6 +374,7 @@ pub(super) fn transfer_failed(p: &mut Pass<'_>, e: &ServerError) -> Transition {
     let reason = match e.kind {
         FailureKind::AlreadyExists => Reason::NameTaken,
         FailureKind::Unreachable | FailureKind::Unknown => Reason::ServerUnreachable,
+        FailureKind::PeerUnreachable => return peer_unreachable(p, e),
         FailureKind::NotFound
         | FailureKind::Refused
         | FailureKind::Running
@@ -371,9 +382,24 @@ pub(super) fn transfer_failed(p: &mut Pass<'_>, e: &ServerError) -> Transition {
         | FailureKind::Busy
         | FailureKind::NotTrusted
         | FailureKind::CertificateMismatch
+        | FailureKind::ScratchFull
         | FailureKind::Protocol => Reason::TargetRefused,
     };
     p.undo(reason, e.to_string(), None)
+}
+
+/// The servers do not reach each other in the direction that this way of transfer needs.
+fn peer_unreachable(p: &mut Pass<'_>, e: &ServerError) -> Transition {
+    let (from, to) = (&p.record.spec.from.server, &p.record.spec.to.server);
+    let (dials, listens) = match p.record.spec.transfer {
+        Mode::Push => (from, to),
+        Mode::Pull | Mode::Relay | Mode::Backup | Mode::Internal => (to, from),
+    };
+    let message = format!("{dials} does not reach {listens}: {e}");
+    let fix = format!(
+        "set spec.peerAddress of InstanceServer {listens} to where {dials} reaches it, or leave spec.transfer at Auto"
+    );
+    p.undo(Reason::PeerUnreachable, message, Some(fix))
 }
 
 /// A controller that has just started may not know the target yet, and a daemon may restart: neither is a reason to undo.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use crate::model::{Change, Definition, InstanceRef};
-use crate::server::{AcceptRequest, OfferRequest, OperationId, Relocation};
+use crate::server::{AcceptRequest, Export, ImportRequest, OfferRequest, OperationId, Relocation};
 
 /// Which end of a move a request goes to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -36,6 +36,8 @@ pub enum EffectKind {
     Transfer,
     /// The copy gets the configuration that the source had at the stop.
     Align,
+    /// The backup on the source is deleted.
+    DropBackup,
     /// The copy takes its real name.
     Name,
     /// The copy becomes the owner and loses its guard.
@@ -74,6 +76,7 @@ impl EffectKind {
             EffectKind::RemoveSnapshot => "delete a snapshot",
             EffectKind::Transfer => "transfer the instance",
             EffectKind::Align => "bring the copy's configuration up to date",
+            EffectKind::DropBackup => "delete the backup on the source",
             EffectKind::Name => "give the copy its name",
             EffectKind::Own => "lift the guard of the target",
             EffectKind::CloudInit => "write the cloud-init id back",
@@ -146,6 +149,13 @@ pub enum Request {
     },
     /// Both ends of a transfer, back to back.
     Transfer(Box<Transfer>),
+    /// A backup of the one end, brought to the other.
+    Backup(Box<Backup>),
+    /// Delete a backup, under a name that only this intent used.
+    DropBackup {
+        /// Its name.
+        name: String,
+    },
     /// Rename; has no precondition, so it is sent only while the lease is safe.
     Rename {
         /// The new name.
@@ -176,6 +186,19 @@ pub struct Transfer {
     pub accept: AcceptRequest,
 }
 
+/// A backup that is made on one server and becomes an instance on another.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Backup {
+    /// The instance on the source.
+    pub from: InstanceRef,
+    /// Which backup: one that is made under that name and kept, or one that is streamed.
+    pub export: Export,
+    /// Leave the snapshots behind.
+    pub instance_only: bool,
+    /// What is made from it.
+    pub import: ImportRequest,
+}
+
 /// Who connects to whom in a transfer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wiring {
@@ -183,4 +206,6 @@ pub enum Wiring {
     Pull,
     /// The source sends to the target.
     Push,
+    /// Both wait, and the controller passes on what each says.
+    Relay,
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use berth_api::{GoDuration, GuardKind, MicroTime, Outcome as MoveOutcome, Power as AfterPower, Reason, Step};
 
+use super::backup;
 use super::effect::{EffectKind, End, Request};
 use super::pass::{Pass, Transition};
 use super::view::{Copy, EndView};
@@ -165,6 +166,9 @@ pub(super) fn started(p: &mut Pass<'_>) -> Transition {
     };
     let i = &source.fresh.instance;
     if let Some(t) = not_safe_to_retire(p, source) {
+        return t;
+    }
+    if let Some(t) = backup::drop(p) {
         return t;
     }
     if marks::role(i) != Some(Role::Retired) {

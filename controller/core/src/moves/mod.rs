@@ -1,6 +1,7 @@
 //! The move protocol as a pure function: a record and what is seen of both ends go in, the next record and at most one
 //! effect come out (design "the move protocol"). Steps are named after what is true when they are entered.
 
+mod backup;
 mod body;
 mod cold;
 mod effect;
@@ -18,7 +19,7 @@ use berth_api::{Method, Step, Transfer as TransferMode};
 use jiff::Timestamp;
 
 pub use body::{incoming_definition, plain_config};
-pub use effect::{Effect, EffectKind, End, Request, Transfer, Wiring};
+pub use effect::{Backup, Effect, EffectKind, End, Request, Transfer, Wiring};
 pub use pass::{Look, Transition, measured};
 pub use view::{Copy, EndView, Outcome, Read, Spent, StopRules, Task, View, Wish, reads};
 

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use berth_api::{MicroTime, Outcome as MoveOutcome, Reason};
 
+use super::backup;
 use super::cold::{cancel_lost_operation, leftover_fix};
 use super::effect::{EffectKind, End, Request};
 use super::finish::{put_back_cloud_init, remove_strays, restore_keys, unmark};
@@ -46,6 +47,9 @@ pub(super) fn undoing(p: &mut Pass<'_>) -> Transition {
     }
     if p.source().is_none() && p.target().is_some() {
         return last_copy(p);
+    }
+    if let Some(t) = backup::drop(p) {
+        return t;
     }
     // nothing was ever sent to the target: it need not answer
     if p.incoming().is_none() {

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use berth_api::{GuardKind, Reason, Step};
 
+use super::backup;
 use super::body::{incoming_definition, plain_config};
 use super::cold::{disturbed, retry_or_undo, source_vanished, target_silent};
 use super::effect::{EffectKind, End, Request};
@@ -19,6 +20,9 @@ pub(super) fn transferred(p: &mut Pass<'_>) -> Transition {
         Ok(found) => found,
         Err(t) => return *t,
     };
+    if let Some(t) = backup::adapt(p, source, target, facts) {
+        return t;
+    }
     if let Some(why) = difference(p, source, target, facts) {
         return p.undo(Reason::MoveFailed, why, None);
     }
@@ -71,9 +75,9 @@ fn both<'a>(p: &mut Pass<'a>) -> Result<Both<'a>, Box<Transition>> {
         let message = format!("the copy on {} is gone", p.record.spec.to.server);
         return Err(Box::new(p.undo(Reason::MoveFailed, message, None)));
     };
-    if target.fresh.instance.power != Power::Stopped
-        || !marks::guarded(&target.fresh.instance, p.record.spec.guard.target)
-    {
+    let guarded = marks::guarded(&target.fresh.instance, p.record.spec.guard.target)
+        || backup::is_untouched(p, &target.fresh.instance);
+    if target.fresh.instance.power != Power::Stopped || !guarded {
         let message = format!(
             "somebody started the copy on {} or took its guard off",
             p.record.spec.to.server

@@ -219,6 +219,11 @@ pub fn reads(record: &Record) -> Vec<Read> {
     reads.extend(target_places(record).into_iter().map(instance(End::Target, at_target)));
     let begun = record.status.names.as_ref().is_some_and(|n| n.incoming.is_some());
     let transfers = matches!(step, Step::Stopped) || (warm && matches!(step, Step::Marked | Step::Precopied));
+    // a backup is not deleted while it is being made
+    let has_backup = record.status.names.as_ref().is_some_and(|n| n.backup.is_some());
+    if step == Step::Started && has_backup {
+        reads.push(Read::Operations(End::Source));
+    }
     if (begun && transfers) || step == Step::Undoing {
         reads.push(Read::Operations(End::Target));
         reads.push(Read::Operations(End::Source));

@@ -3,14 +3,13 @@
 
 use berth_api::moves::MoveEnd;
 use berth_api::placement::{Plan, PlanMethod};
-use berth_api::{
-    GuardKind, GuardPair, InstanceMoveSpec, InstanceType, Location, Method, Reason, Transfer, TransferMode, present,
-};
+use berth_api::{GuardKind, GuardPair, InstanceMoveSpec, InstanceType, Location, Method, Reason, Transfer, present};
 use jiff::Timestamp;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use super::methods::{self, Case, Choice};
+use super::ways::{self, Road};
 use super::world::{Desired, Located, World};
 use super::{Blocker, Verdict, dropped, gate, preflight};
 use crate::model::{Capability, InstanceKind, ServerFacts};
@@ -35,7 +34,16 @@ pub(super) fn build(desired: &Desired, located: &Located, world: &World, facts: 
     let transfer = if internal {
         Transfer::Internal
     } else {
-        transfer(desired, facts, &to, &mut blockers)
+        let road = Road {
+            desired,
+            located,
+            source,
+            target,
+            facts,
+            to: &to,
+            world,
+        };
+        ways::choose(&road, &mut blockers)
     };
     let case = Case {
         desired,
@@ -198,30 +206,6 @@ pub fn from_location(located: &Located) -> Location {
         project: located.at().project.clone(),
         pool: located.instance.root_pool().map(str::to_owned),
         name: located.at().name.clone(),
-    }
-}
-
-/// Who connects to whom. Restricted projects of newer Incus refuse to pull (fact sheet 1.3), so they are pushed to.
-fn transfer(desired: &Desired, target: &ServerFacts, to: &Location, blockers: &mut Vec<Blocker>) -> Transfer {
-    let restricted = target
-        .project(&to.project)
-        .is_some_and(crate::model::Project::restricted);
-    match desired.spec.transfer {
-        TransferMode::Auto if restricted && target.can(Capability::Push) => Transfer::Push,
-        TransferMode::Auto | TransferMode::Pull => Transfer::Pull,
-        TransferMode::Push => Transfer::Push,
-        TransferMode::Relay | TransferMode::Backup => {
-            let message = format!(
-                "transfer {:?} is not part of this version of Berth",
-                desired.spec.transfer
-            );
-            blockers.push(Blocker::new(
-                Reason::MethodImpossible,
-                message,
-                Some("set spec.transfer: Auto".to_owned()),
-            ));
-            Transfer::Pull
-        }
     }
 }
 

@@ -13,6 +13,7 @@ mod live;
 mod methods;
 mod preflight;
 mod warm;
+mod ways;
 mod wish;
 mod world;
 
@@ -25,7 +26,7 @@ pub use identify::holder;
 pub use in_place::{Tried, TriedResult};
 pub use lessons::{Lesson, Lessons};
 pub use wish::wish;
-pub use world::{Claim, Desired, Located, Reach, ServerView, World};
+pub use world::{Claim, Desired, Located, Reach, ServerView, Way, World};
 
 use crate::marks;
 use crate::model::{Definition, Instance, InstanceRef, ServerFacts};

@@ -1,9 +1,9 @@
 //! What a plan is made from: the placement, and everything that is known of the servers of its namespace.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use berth_api::{InstancePlacementSpec, InstancePlacementStatus, Reason, present};
+use berth_api::{InstancePlacementSpec, InstancePlacementStatus, Reason, Transfer, present};
 use jiff::Timestamp;
 
 use super::in_place::Tried;
@@ -110,6 +110,8 @@ pub struct World {
     pub size: Option<i64>,
     /// A change of the instance's configuration that came to nothing.
     pub tried: Option<Tried>,
+    /// Whether the controller can keep a backup on its way.
+    pub scratch: bool,
 }
 
 /// One server as it is known now.
@@ -133,6 +135,17 @@ pub struct ServerView {
     pub free_outgoing: i64,
     /// Whether overrides may reach into the host.
     pub allow_unsafe_overrides: bool,
+    /// Which ways the data took to it, by the InstanceServer that they came from.
+    pub ways: BTreeMap<String, Way>,
+}
+
+/// What is known of the ways from one server to another, with the versions and addresses that they have now.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Way {
+    /// The one that worked last.
+    pub worked: Option<Transfer>,
+    /// Those on which one server did not reach the other.
+    pub failed: BTreeSet<Transfer>,
 }
 
 impl ServerView {

@@ -98,6 +98,7 @@ pub fn server<const N: usize>(fingerprint: &str, instances: [Instance; N]) -> Se
         duplicate_of: None,
         free_incoming: 2,
         free_outgoing: 2,
+        ways: Default::default(),
         allow_unsafe_overrides: false,
     }
 }

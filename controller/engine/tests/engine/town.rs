@@ -74,6 +74,7 @@ impl Town {
             clock: Arc::new(move || clock.now()),
             may_act: Arc::new(move || may_act.load(Ordering::Relaxed)),
             lease_is_safe: Arc::new(|| true),
+            scratch: None,
         };
         let engine = Arc::new(Engine::new(env, Arc::new(world.records(controller))));
         let town = Self {
