@@ -28,8 +28,8 @@ struct Measured {
     /// Unserved time and the whole move.
     hand: [Times; 2],
     berth: [Times; 2],
-    /// What the record of the move says of the unserved time.
-    claimed: Times,
+    /// What the record of the move says of the unserved time, and two parts of it: frozen, and the round after the stop.
+    claimed: [Times; 3],
 }
 
 fn numbers(variable: &str, usual: &str) -> Vec<usize> {
@@ -61,7 +61,8 @@ async fn side_by_side(test: &Test, (one, other): (&str, &str), pool: &str, size:
     let (mut here, mut there) = (test.lab().server(one), test.lab().server(other));
     let name = test.unique(&format!("warm-{one}-{pool}-{size}"));
     here.create(&name, &NewInstance::on_pool(pool)).await;
-    let fill = format!("head -c {} /dev/urandom >/root/data && sync", size << 20);
+    let one = "head -c 1048576 /dev/urandom >/root/d/$i";
+    let fill = format!("mkdir /root/d; for i in $(seq {size}); do {one}; done; sync");
     inside(here, &name, &fill).await;
     here.write_file(&name, "/etc/tick", "0.02").await;
     let driver = if pool == "btr" { "btrfs" } else { "dir" };
@@ -73,7 +74,7 @@ async fn side_by_side(test: &Test, (one, other): (&str, &str), pool: &str, size:
         what: format!("{product} {}, {driver}, {size} MiB", here.version),
         hand: Default::default(),
         berth: Default::default(),
-        claimed: Times::default(),
+        claimed: Default::default(),
     };
     // either goes first in turn, so that both go in both directions
     for by_berth in (0..runs).flat_map(|run| [run % 2 == 0, run % 2 != 0]) {
@@ -104,8 +105,14 @@ async fn side_by_side(test: &Test, (one, other): (&str, &str), pool: &str, size:
         times[1].add(total);
         if by_berth {
             let newest = test.moves(&name).await.pop().unwrap_or_default();
-            let claimed = newest["status"]["downtime"].as_str().unwrap_or_default();
-            measured.claimed.add(common::seconds(claimed));
+            let status = &newest["status"];
+            let rounds = status["precopy"]["rounds"].as_array();
+            let last = rounds.and_then(|r| r.last()).map(|r| &r["duration"]);
+            let said = [Some(&status["downtime"]), Some(&status["precopy"]["frozen"]), last];
+            for (times, said) in measured.claimed.iter_mut().zip(said) {
+                let text = said.and_then(serde_json::Value::as_str).unwrap_or_default();
+                times.add(common::seconds(text));
+            }
             test.delete("InstancePlacement", &name).await;
         }
     }
@@ -119,24 +126,24 @@ async fn inside(server: &Server, name: &str, script: &str) {
     done.unwrap_or_else(|error| panic!("{name}: {script}: {error}"));
 }
 
-/// From now on the guest writes over 1 % of its data per minute, in pieces; it ends with the guest's next stop.
+/// From now on the guest writes over 1 % of its files per minute; it ends with the guest's next stop.
 async fn dirty(server: &Server, name: &str, megabytes: usize) {
-    let kilobytes = (megabytes * 1024 / 6000).max(1);
-    let places = megabytes * 1024 / kilobytes;
-    let piece = format!(
-        "dd if=/dev/urandom of=/root/data bs={kilobytes}k count=1 conv=notrunc seek=$((n * 7919 % {places})) 2>/dev/null"
-    );
-    let script = format!("(n=0; while :; do n=$((n + 1)); {piece}; sleep 1; done) >/dev/null 2>&1 </dev/null &");
+    let every = 6000 / megabytes.max(1) + 1;
+    let file = format!("/root/d/$((n * 7919 % {megabytes} + 1))");
+    let write = format!("n=$((n + 1)); head -c 1048576 /dev/urandom >{file}; sleep {every}");
+    let script = format!("(n=0; while :; do {write}; done) >/dev/null 2>&1 </dev/null &");
     inside(server, name, &script).await;
 }
 
 fn row(m: &Measured) -> String {
     format!(
-        "| {} | {} | {} | {} | {} | {} |",
+        "| {} | {} | {} | {} | {} | {} | {} | {} |",
         m.what,
         m.hand[0].shown(),
         m.berth[0].shown(),
-        m.claimed.shown(),
+        m.claimed[0].shown(),
+        m.claimed[1].shown(),
+        m.claimed[2].shown(),
         m.hand[1].shown(),
         m.berth[1].shown()
     )
@@ -145,14 +152,14 @@ fn row(m: &Measured) -> String {
 fn report(all: &[Measured], runs: usize) -> String {
     let mut text = format!(
         "# Warm moves, measured\n\n\
-         Written by `make bench`. A running busybox container whose data are random, 1 % of them written over every minute, moved\n\
+         Written by `make bench`. A running busybox container with random files of 1 MiB, 1 % of them written over every minute, moved\n\
          between two servers on one machine: {runs} times warm by Berth and {runs} times by hand in turns, in one run. By hand means\n\
          `incus stop; incus move; incus start`, or the same with `lxc`. Median [smallest-largest], in seconds.\n\n\
          - *Unserved* is all time without a sign of life from inside the container: stopped or frozen.\n\
-         - *Said* is `status.downtime` of the move.\n\
+         - *Said* is `status.downtime` of the move; *frozen* and *last round* are parts of it, from `status.precopy`.\n\
          - *Total* is for Berth from the edit until the placement is Ready, which includes the end of the former source.\n\n\
-         | servers, pool, data | unserved by hand | unserved by Berth | said | total by hand | total by Berth |\n\
-         |---|---|---|---|---|---|\n"
+         | servers, pool, data | unserved by hand | unserved by Berth | said | frozen | last round | total by hand | total by Berth |\n\
+         |---|---|---|---|---|---|---|---|\n"
     );
     for measured in all {
         let _ = writeln!(text, "{}", row(measured));
