@@ -5,7 +5,7 @@ export PATH := $(HOME)/.cargo/bin:/usr/local/go/bin:$(PATH)
 
 help:
 	@echo "make demo    see a container move between two Incus servers (KEEP=1 leaves everything running);"
-	@echo "             GITOPS=flux: from a Git commit, with the real Flux"
+	@echo "             GITOPS=flux or GITOPS=argo: from a Git commit, with the real Flux or Argo CD"
 	@echo "make test    all checks and suites; ARGS='--test harness -- word' for some of them"
 	@echo "make bench   moves by Berth beside moves by hand; writes docs/benchmarks.md"
 	@echo "make lint    formatting, clippy, licences"

@@ -201,7 +201,7 @@ fn crds_can_be_templates_of_a_chart() -> Result {
 #[test]
 fn every_example_is_accepted_and_understood() -> Result {
     let mut kinds = BTreeSet::new();
-    let folders = ["examples", "examples/flux/shop"].map(files);
+    let folders = ["examples", "examples/flux/shop", "examples/argocd/shop"].map(files);
     for (name, text) in folders.into_iter().collect::<Result<Vec<_>>>()?.into_iter().flatten() {
         for document in documents(&text)? {
             if crd_of(&document).is_none() {

@@ -34,7 +34,7 @@ rust() {
   elif [ -n "$(candidate rustup | grep -v none)" ]; then install rustup; rust # Debian 13
   else die "Rust $RUST or later is needed: see https://rustup.rs"; fi
 }
-gitops() { [ "$what" = demo ] && echo "${GITOPS:-}" || echo flux; } # which are needed
+gitops() { [ "$what" = demo ] && echo "${GITOPS:-}" || echo flux argo; } # which are needed
 gitops_built() { local tool; for tool in $(gitops); do "$HERE/gitops/$tool.sh" check >/dev/null || return 1; done; }
 go() {
   "$HERE/kubernetes/control-plane.sh" check >/dev/null && "$HERE/kubernetes/control-plane.sh" check-tools >/dev/null &&

@@ -1,6 +1,8 @@
 //! Order in the repository, checked without any server: dependencies, pure packages, sizes of files, things that must not
 //! be committed, and generated files. `UPDATE=1 cargo test --workspace --test tidy` writes the generated ones anew.
 
+#[path = "tidy/argocd.rs"]
+mod argocd;
 #[path = "tidy/reference.rs"]
 mod reference;
 #[path = "tidy/supply.rs"]
@@ -281,15 +283,25 @@ fn links_inside_the_documents_lead_somewhere() -> Result {
 
 #[test]
 fn the_how_tos_show_the_manifests_that_the_suites_apply() -> Result {
-    for (document, examples) in [(
-        "docs/flux.md",
-        &[
-            "flux/shop/servers.yaml",
-            "flux/shop/placements.yaml",
-            "flux/shop/kustomization.yaml",
-            "flux/sync.yaml",
-        ][..],
-    )] {
+    for (document, examples) in [
+        (
+            "docs/flux.md",
+            &[
+                "flux/shop/servers.yaml",
+                "flux/shop/placements.yaml",
+                "flux/shop/kustomization.yaml",
+                "flux/sync.yaml",
+            ][..],
+        ),
+        (
+            "docs/argocd.md",
+            &[
+                "argocd/shop/servers.yaml",
+                "argocd/shop/placements.yaml",
+                "argocd/application.yaml",
+            ],
+        ),
+    ] {
         let shown = read(document)?;
         for example in examples {
             let text = read(&format!("examples/{example}"))?;

@@ -28,6 +28,10 @@ build_git_server() { go_build "$HERE/git-server" "$GIT_SERVER" .; }
 #---------------------------------------------------------------- run
 # DIR is the folder of a running set of processes; it is on their command lines or in their environment, and tells them from others.
 kubectl() { "$("$CONTROL_PLANE" programs)/kubectl" "$@"; }
+established() { # KUBECTL-ARGS: waits for definitions; kubectl fails on one so new that it has no conditions yet
+  local i; for i in $(seq 20); do kubectl wait --for=condition=Established --timeout=30s "$@" >/dev/null 2>&1 && return; sleep 0.2; done
+  die "the definitions are not accepted: $*"
+}
 launch() { # NAME CMD...: in a session of its own, so that ^C at the terminal does not end it before its user
   local name=$1; shift
   BERTH_RUN_DIR=$DIR setsid "$@" </dev/null >>"$DIR/$name.log" 2>&1 & echo $! >"$DIR/$name.pid"

@@ -34,7 +34,7 @@ up() {
   down; check >&2; mkdir -p "$DIR/store"
   git_server_up
   kubectl apply --server-side --force-conflicts -f "$FLUX/crds/source-controller" -f "$FLUX/crds/kustomize-controller" >/dev/null
-  kubectl wait --for=condition=Established --timeout=30s -f "$FLUX/crds/source-controller" -f "$FLUX/crds/kustomize-controller" >/dev/null
+  established -f "$FLUX/crds/source-controller" -f "$FLUX/crds/kustomize-controller"
   kubectl create namespace flux-system --dry-run=client -o yaml | kubectl apply -f - >/dev/null
   local p; p=$(free_ports 5)
   export RUNTIME_NAMESPACE=flux-system

@@ -1,9 +1,9 @@
 # demo-lib.sh - what demo.sh and demo-gitops.sh share: two servers, a control plane, the controller, and a way to show things. To be sourced.
 # shellcheck shell=bash
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd); ROOT=$(cd "$HERE/../.." && pwd)
-LAB=$HERE/lab.sh CONTROL_PLANE=$ROOT/tests/kubernetes/control-plane.sh FLUX=$ROOT/tests/gitops/flux.sh
+LAB=$HERE/lab.sh CONTROL_PLANE=$ROOT/tests/kubernetes/control-plane.sh FLUX=$ROOT/tests/gitops/flux.sh ARGO=$ROOT/tests/gitops/argo.sh
 export LAB_ID=9 LAB_DIR=/var/lib/berth-demo LAB_INCUS="i1 i2" LAB_LXD="" LAB_CLUSTER="" LAB_INCUS7="" KUBE_DIR=/tmp/berth-demo-kube
-export FLUX_DIR=/tmp/berth-demo-flux
+export FLUX_DIR=/tmp/berth-demo-flux ARGO_DIR=/tmp/berth-demo-argo
 export PATH=$HOME/.cargo/bin:/usr/local/go/bin:$PATH
 LOG=/tmp/berth-demo.log
 
@@ -46,7 +46,7 @@ stop_former() { # the controller that a run with KEEP=1 left
 }
 end() {
   [ -z "${controller:-}" ] || kill "$controller" 2>/dev/null || true
-  "$FLUX" down
+  "$FLUX" down; "$ARGO" down
   "$LAB" down 2>/dev/null; "$CONTROL_PLANE" down
 }
 begin() { # ends what an earlier run left; whatever happens from here on, nothing is left

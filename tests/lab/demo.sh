@@ -1,7 +1,7 @@
 #!/bin/bash
 # demo.sh - two real Incus servers, a real Kubernetes API server, one running container: it moves because a field was edited, and comes back
 # when somebody moves it away by hand. KEEP=1 leaves everything running afterwards; the next run, or `demo.sh down`, clears it away.
-# GITOPS=flux tells the story from a Git commit instead: demo-gitops.sh.
+# GITOPS=flux or GITOPS=argo tells the story from a Git commit instead: demo-gitops.sh.
 set -eu
 # shellcheck source=demo-lib.sh
 . "$(dirname "$0")/demo-lib.sh"
@@ -15,8 +15,8 @@ counts_beyond() { [ "$(inside i2 cat /var/lib/counter)" -gt "$1" ]; }
 if [ "${1:-}" = down ]; then stop_former; end; exit; fi
 case ${GITOPS:-} in
   "") ;;
-  flux) exec "$HERE/demo-gitops.sh";;
-  *) fail "GITOPS is flux, not $GITOPS";;
+  flux | argo) exec "$HERE/demo-gitops.sh";;
+  *) fail "GITOPS is flux or argo, not $GITOPS";;
 esac
 
 begin

@@ -3,6 +3,7 @@
 //! What the controller says to the servers goes through proxies, so that a move can be held and its first request be timed.
 #![allow(dead_code, reason = "each suite uses its part")]
 
+pub mod argo;
 pub mod flux;
 
 use std::io::Write as _;
@@ -39,7 +40,7 @@ impl Way {
     fn agent(self) -> &'static str {
         match self {
             Way::Flux => "kustomize-controller",
-            Way::Argo => "argocd",
+            Way::Argo => "argo",
         }
     }
 
