@@ -1,7 +1,7 @@
 # The two commands are `make demo` and `make test`; both install what they miss (Debian 12 or 13, as root).
 export PATH := $(HOME)/.cargo/bin:/usr/local/go/bin:$(PATH)
 
-.PHONY: help demo test bench lint deps static
+.PHONY: help demo test bench lint deps deps-vms static
 
 help:
 	@echo "make demo    see a container move between two Incus servers (KEEP=1 leaves everything running);"
@@ -16,10 +16,10 @@ demo:
 	@tests/deps.sh demo
 	@tests/lab/demo.sh
 
-test: deps
+test: deps deps-vms
 	@tests/run.sh $(ARGS)
 
-bench: deps
+bench: deps deps-vms
 	@cargo bench --quiet --package berth-tests
 
 lint:
@@ -27,6 +27,10 @@ lint:
 
 deps:
 	@tests/deps.sh
+
+# where virtual machines cannot be had, their suites are skipped and say so
+deps-vms: deps
+	@tests/lab/lab.sh deps-vms || true
 
 MUSL := $(shell uname -m)-unknown-linux-musl
 static:

@@ -10,7 +10,8 @@ what_is_missing() { # one sentence, or nothing
   [ -z "$LAB_LXD$LAB_LXD_CLUSTER" ] || { [ -n "$LXD" ] && command -v lxc >/dev/null; } || absent="$absent lxd"
   for p in mkfs.btrfs dnsmasq busybox nft rsync unsquashfs newuidmap setfacl ip nsenter pgrep curl openssl; do command -v $p >/dev/null || absent="$absent $p"; done
   [ -z "$absent" ] || { echo "not installed:$absent (tests/lab/lab.sh deps installs them on Debian)"; return; }
-  unshare --mount --uts --ipc --pid --fork true 2>/dev/null || echo "this machine does not allow new namespaces"
+  unshare --mount --uts --ipc --pid --fork true 2>/dev/null || { echo "this machine does not allow new namespaces"; return; }
+  [ "$LAB_VMS" != 1 ] || vms_missing
 }
 mirror() { # the Debian mirror this machine's apt is set to
   cat /etc/apt/sources.list /etc/apt/sources.list.d/*.sources /etc/apt/sources.list.d/*.list 2>/dev/null |

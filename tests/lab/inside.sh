@@ -55,6 +55,9 @@ settle() {
   # one id range for root: the packages incus and lxd each append a line, and two lines overlap, which makes
   # every unprivileged start fail
   echo "root:1000000:1000000000" >"$LAB_DIR/$n.subid"
+  if [ "$LAB_VMS" = 1 ]; then # LXD's QEMU opens it when it is nobody already
+    mknod -m 666 "$LAB_DIR/$n.tun" c 10 200; mount --bind "$LAB_DIR/$n.tun" /dev/net/tun
+  fi
   for f in subuid subgid; do [ -e "$R/etc/$f" ] || touch "$R/etc/$f"; mount --bind "$LAB_DIR/$n.subid" "$R/etc/$f"; done
   if [ -n "$R" ]; then cd "$R" && pivot_root . . && umount -l . && cd / || exit 1; fi
   mv "$LAB_DIR/$n.holder.tmp" "$LAB_DIR/$n.holder"

@@ -3,6 +3,7 @@
 #
 #   lab.sh deps                  install the Debian packages the lab needs (apt)
 #   lab.sh mkroot                make the root file system of the Incus 7 servers, once for all labs of this user (500 MB in the cache folder)
+#   lab.sh deps-vms              the same, and what virtual machines need beside them (QEMU, a guest: some 200 MB)
 #   lab.sh check                 say in one line what is missing to run a lab here; exit 1 if something is
 #   lab.sh check-incus7          the same for the Incus 7 servers; without their root a lab has none of them
 #   lab.sh up                    start all servers; a dead lab of the same id is cleared away first; writes $LAB_DIR/lab.json
@@ -26,11 +27,12 @@
 #   LAB_ID=64       one number per lab (1-254): the networks 10.213.ID.0/24 (servers) and 10.215.ID.0/24 (containers), all names
 #   LAB_DIR         data folder, default /var/lib/berth-lab (with -ID for ids other than 64)
 #   LAB_INCUS="i1 i2"  LAB_LXD="l1 l2"  LAB_CLUSTER="m1 m2 m3"  LAB_LXD_CLUSTER=""  LAB_INCUS7="t1 t2"   which servers; "" = none
+#   LAB_VMS=0       1: the servers can run virtual machines, too (emulated, without KVM)
 #   LAB_POOL_SIZE=4GiB of the btrfs pool "btr" of each server that is not in a cluster (sparse)    LAB_DEBUG=1 daemons log every request
 set -u
 : "${LAB_ID:=64}"
 if [ "$LAB_ID" = 64 ]; then : "${LAB_DIR:=/var/lib/berth-lab}"; else : "${LAB_DIR:=/var/lib/berth-lab-$LAB_ID}"; fi
-: "${LAB_INCUS=i1 i2}" "${LAB_LXD=l1 l2}" "${LAB_CLUSTER=m1 m2 m3}" "${LAB_LXD_CLUSTER=}" "${LAB_INCUS7=t1 t2}" "${LAB_POOL_SIZE:=4GiB}" "${LAB_DEBUG:=0}"
+: "${LAB_INCUS=i1 i2}" "${LAB_LXD=l1 l2}" "${LAB_CLUSTER=m1 m2 m3}" "${LAB_LXD_CLUSTER=}" "${LAB_INCUS7=t1 t2}" "${LAB_POOL_SIZE:=4GiB}" "${LAB_DEBUG:=0}" "${LAB_VMS:=0}"
 HERE=$(dirname "$(readlink -f "$0")")
 case $LAB_DIR in /*/*) ;; *) echo "lab: LAB_DIR must be a folder of its own, not '$LAB_DIR'" >&2; exit 2;; esac
 PATH=$PATH:/usr/sbin:/sbin
@@ -55,6 +57,7 @@ cluster_of() { case " $LAB_CLUSTER " in *" $1 "*) echo incus-cluster; return;; e
 . "$HERE/root.sh"
 . "$HERE/nodes.sh"
 . "$HERE/servers.sh"
+. "$HERE/vms.sh"
 
 #---------------------------------------------------------------- the whole lab
 healthy() {
@@ -71,7 +74,7 @@ up() {
   down quiet
   missing=$(what_is_missing); [ -z "$missing" ] || die "$missing"
   mkdir -p "$LAB_DIR"; chmod 711 "$LAB_DIR"; cp "$HERE/inside.sh" "$LAB_DIR/" # a server with a root of its own sees no other folder
-  declare -p LAB_INCUS LAB_LXD LAB_CLUSTER LAB_LXD_CLUSTER LAB_INCUS7 LAB_POOL_SIZE LAB_DEBUG >"$LAB_DIR/lab.conf"
+  declare -p LAB_INCUS LAB_LXD LAB_CLUSTER LAB_LXD_CLUSTER LAB_INCUS7 LAB_POOL_SIZE LAB_DEBUG LAB_VMS >"$LAB_DIR/lab.conf"
   bridge "$PFX" "$NET.1" 01; bridge "$PFX-lan" "$LAN.1" 02
   make_image "$LAB_DIR/busybox.tar.gz"; make_client_keys
   log "image and keys made"
@@ -116,6 +119,7 @@ case $cmd in
   deps) deps;;
   mkroot) mkroot;;
   check-incus7) missing=$(what_is_missing_for_incus7); [ -z "$missing" ] || { echo "$missing"; exit 1; };;
+  deps-vms) deps_vms;;
   check) missing=$(what_is_missing); [ -z "$missing" ] || { echo "$missing"; exit 1; };;
   up) up;;
   down) down;;

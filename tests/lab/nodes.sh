@@ -9,7 +9,7 @@ version() { get "$1" /1.0 | grep -o '"server_version":"[^"]*"' | cut -d'"' -f4; 
 in_node() { # NODE CMD...
   local n=$1 h; shift; h=$(holder "$n"); [ -n "$h" ] || die "node $n is not up"
   nsenter -t "$h" -m -n -u -i -p -C -- env -i HOME=/root TERM=dumb LANG=C.UTF-8 LAB_DIR="$LAB_DIR" \
-    PATH="$(dirname "${INCUSD:-/usr/bin/incusd}"):/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin" \
+    PATH="$(vm_path "$n")$(dirname "${INCUSD:-/usr/bin/incusd}"):/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin" \
     INCUS_DIR=/var/lib/incus LXD_DIR=/var/lib/lxd INCUS_CONF="$LAB_DIR/cli/incus" LXD_CONF="$LAB_DIR/cli/lxc" "$@"
 }
 node_up() {
@@ -20,7 +20,7 @@ node_up() {
   cable "${PFX}l-$n" "$PFX-lan" "$ns" eth1 || return 1 # the containers' common network, bridge lan0 in every node
   ip -n "$ns" link add lan0 type bridge 2>/dev/null; ip -n "$ns" link set eth1 master lan0 up; ip -n "$ns" link set lan0 up
   rm -f "$LAB_DIR/$n.holder" "$LAB_DIR/$n.parent"
-  LAB_DIR=$LAB_DIR CG=$CG KIND=$(kind "$n") ROOT=$(root_of "$n") setsid nsenter --net="/run/netns/$ns" \
+  LAB_DIR=$LAB_DIR CG=$CG KIND=$(kind "$n") ROOT=$(root_of "$n") LAB_VMS=$LAB_VMS setsid nsenter --net="/run/netns/$ns" \
     unshare --mount --uts --ipc --pid --fork bash "$LAB_DIR/inside.sh" enter "$n" </dev/null >"$LAB_DIR/$n.node.log" 2>&1 &
   for i in $(seq 250); do [ -s "$LAB_DIR/$n.holder" ] && return 0; sleep 0.02; done
   log "node $n did not come up:"; cat "$LAB_DIR/$n.node.log" >&2; return 1
@@ -44,7 +44,7 @@ daemon_start() { # start a node's daemon and wait until it answers
   [ -n "$(root_of "$n")" ] && bin=/usr/libexec/incus/incusd
   [ "$(kind "$n")" = lxd ] && bin=$LXD
   mkdir -p "$LAB_DIR/$n"
-  in_node "$n" setsid bash "$LAB_DIR/inside.sh" daemon "$bin" $debug --logfile "$LAB_DIR/$n.log" </dev/null >>"$LAB_DIR/$n.out" 2>&1 &
+  in_node "$n" setsid bash "$LAB_DIR/inside.sh" daemon $(vm_shim "$n") "$bin" $debug --logfile "$LAB_DIR/$n.log" </dev/null >>"$LAB_DIR/$n.out" 2>&1 &
   echo $! >"$LAB_DIR/$n.parent"
   for i in $(seq 600); do
     answers "$n" && return 0

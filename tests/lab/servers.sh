@@ -32,6 +32,8 @@ make_client_keys() { # `client` is the controller's, `person` is what people use
 }
 
 #---------------------------------------------------------------- first configuration
+# The guest's kernel comes from QEMU, which takes boot index 0 for it; LXD would give that to a disk, here to one that is absent.
+first_disk() { [ "$LAB_VMS" = 0 ] || [ "$(kind "$1")" = incus ] || echo ", none: {type: disk, path: /none, source: /none, required: \"false\", boot.priority: \"10\"}"; }
 standalone_preseed() {
   local net=incusbr0; [ "$(kind "$1")" = lxd ] && net=lxdbr0
   cat <<Y
@@ -42,7 +44,7 @@ storage_pools:
 networks:
 - {name: $net, type: bridge, config: {ipv4.address: 10.214.$(number "$1").1/24, ipv4.nat: "false", ipv6.address: none}}
 profiles:
-- {name: default, devices: {root: {type: disk, path: /, pool: default}, eth0: {type: nic, name: eth0, network: $net}}}
+- {name: default, devices: {root: {type: disk, path: /, pool: default}, eth0: {type: nic, name: eth0, network: $net}$(first_disk "$1")}}
 - {name: lan, devices: {eth0: {type: nic, name: eth0, nictype: bridged, parent: lan0}}}
 Y
 }
@@ -114,7 +116,7 @@ describe() { # lab.json, for the test program
       "$sep" "$n" "$(kind "$n")" "$(version "$n")" "$(addr "$n")" "$LAB_DIR" "$n" "$(fingerprint "$LAB_DIR/$n.crt")" "$LAB_DIR" "$n" "$c"
     sep=,
   done
-  printf '\n]}\n'
+  printf '\n],\n "vms": %s}\n' "$(describe_vms)"
 }
 instance() { # SERVER NAME [POOL [MB]]
   [ $# -ge 2 ] || die "usage: lab.sh instance SERVER NAME [POOL [MB]]"

@@ -10,8 +10,10 @@ use tokio::sync::OnceCell;
 
 use crate::rest::{self, ApiError};
 use crate::shared;
+use crate::vm::{Ticks, Vms};
 
 static SHARED: OnceCell<Lab> = OnceCell::const_new();
+static SHARED_VMS: OnceCell<Lab> = OnceCell::const_new();
 
 /// All servers of a run.
 pub struct Lab {
@@ -20,6 +22,16 @@ pub struct Lab {
     client_cert: PathBuf,
     client_key: PathBuf,
     servers: Vec<Server>,
+    vms: Option<(Vms, Ticks)>,
+}
+
+/// Which lab a suite stands on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// Servers for containers, shared by all suites of a run.
+    Containers,
+    /// Servers that can run virtual machines, too; started by the suites that need them.
+    Vms,
 }
 
 /// Whose server it is.
@@ -59,6 +71,7 @@ struct Description {
     id: u16,
     client: KeyPair,
     servers: Vec<Server>,
+    vms: Option<Vms>,
 }
 
 #[derive(Deserialize)]
@@ -72,8 +85,9 @@ fn script() -> PathBuf {
 }
 
 /// What the script says is missing.
-fn said_missing(check: &str) -> Option<String> {
-    match std::process::Command::new(script()).arg(check).output() {
+fn said_missing(check: &str, kind: Kind) -> Option<String> {
+    let settings = kind.settings().iter().copied();
+    match std::process::Command::new(script()).arg(check).envs(settings).output() {
         Ok(out) if out.status.success() => None,
         Ok(out) => Some(String::from_utf8_lossy(&out.stdout).trim().to_owned()),
         Err(error) => Some(format!("tests/lab/lab.sh cannot be run: {error}")),
@@ -84,14 +98,32 @@ fn lab_env(id: u16, dir: &Path) -> [(&'static str, String); 2] {
     [("LAB_ID", id.to_string()), ("LAB_DIR", dir.display().to_string())]
 }
 
+impl Kind {
+    /// Settings of lab.sh.
+    fn settings(self) -> &'static [(&'static str, &'static str)] {
+        match self {
+            Kind::Containers => &[],
+            Kind::Vms => &[("LAB_VMS", "1"), ("LAB_CLUSTER", "m1 m2"), ("LAB_INCUS7", "")],
+        }
+    }
+
+    /// Where a run says that its servers are.
+    fn variable(self) -> &'static str {
+        match self {
+            Kind::Containers => "BERTH_LAB_DIR",
+            Kind::Vms => "BERTH_VM_LAB_DIR",
+        }
+    }
+}
+
 impl Lab {
-    pub(crate) fn what_is_missing() -> Option<String> {
-        said_missing("check")
+    pub(crate) fn what_is_missing(kind: Kind) -> Option<String> {
+        said_missing("check", kind)
     }
 
     /// Why there are no servers t1 and t2, if there are none.
     pub(crate) fn what_is_missing_for_incus7() -> Option<String> {
-        let missing = said_missing("check-incus7");
+        let missing = said_missing("check-incus7", Kind::Containers);
         let Some(dir) = std::env::var_os("BERTH_LAB_DIR") else {
             return missing;
         };
@@ -101,15 +133,19 @@ impl Lab {
         (!has_it).then(|| missing.unwrap_or_else(|| "this lab was started without".to_owned()))
     }
 
-    /// The servers of this run: those in `BERTH_LAB_DIR`, or some that end with this process.
-    pub async fn shared() -> &'static Lab {
-        SHARED.get_or_init(Lab::start).await
+    /// The servers of this run: those that the environment names, or some that end with this process.
+    pub(crate) async fn shared(kind: Kind) -> &'static Lab {
+        let cell = match kind {
+            Kind::Containers => &SHARED,
+            Kind::Vms => &SHARED_VMS,
+        };
+        cell.get_or_init(|| Lab::start(kind)).await
     }
 
-    async fn start() -> Lab {
-        let dir = match std::env::var_os("BERTH_LAB_DIR") {
+    async fn start(kind: Kind) -> Lab {
+        let dir = match std::env::var_os(kind.variable()) {
             Some(dir) => PathBuf::from(dir),
-            None => Lab::start_own().await,
+            None => Lab::start_own(kind).await,
         };
         let path = dir.join("lab.json");
         let text = std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
@@ -119,7 +155,12 @@ impl Lab {
         for server in &mut servers {
             server.lab = (lab.id, dir.clone());
         }
+        let vms = match lab.vms {
+            Some(vms) => Some((vms.clone(), Ticks::listen(&vms).await)),
+            None => None,
+        };
         Lab {
+            vms,
             dir,
             id: lab.id,
             client_cert: lab.client.cert,
@@ -128,7 +169,7 @@ impl Lab {
         }
     }
 
-    async fn start_own() -> PathBuf {
+    async fn start_own(kind: Kind) -> PathBuf {
         let (id, lock) = shared::take_number("berth-lab", 100, 250)
             .unwrap_or_else(|error| panic!("no number for a lab of our own: {error}"));
         let dir = PathBuf::from(format!("/var/lib/berth-lab-{id}"));
@@ -137,12 +178,23 @@ impl Lab {
             .unwrap_or_else(|error| panic!("cannot provide for the lab's end: {error}"));
         for step in ["down", "up"] {
             let mut command = Command::new(script());
-            command.arg(step).envs(env.clone());
+            command
+                .arg(step)
+                .envs(env.clone())
+                .envs(kind.settings().iter().copied());
             shared::run(command)
                 .await
                 .unwrap_or_else(|error| panic!("the lab does not start: {error}"));
         }
         dir
+    }
+
+    pub(crate) fn vms(&self) -> &Vms {
+        &self.vms.as_ref().expect("the suite names Needs::Vms").0
+    }
+
+    pub(crate) fn ticks(&self) -> &Ticks {
+        &self.vms.as_ref().expect("the suite names Needs::Vms").1
     }
 
     /// The server of this name: i1, i2 (Incus 6), t1, t2 (Incus 7, if there is a root for them), l1, l2 (LXD), m1, m2, m3 (an Incus cluster).
@@ -256,7 +308,7 @@ impl Server {
 
     //---------------------------------------------------------------- faults
 
-    async fn control(&self, args: &[&str]) -> String {
+    pub(crate) async fn control(&self, args: &[&str]) -> String {
         let mut command = Command::new(script());
         command.args(args).envs(lab_env(self.lab.0, &self.lab.1));
         shared::run(command)

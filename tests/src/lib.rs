@@ -14,6 +14,7 @@ mod proxy;
 mod rest;
 mod runner;
 mod shared;
+mod vm;
 mod wait;
 
 pub use controller::{Controller, ControllerOptions};
@@ -26,4 +27,5 @@ pub use proxy::{Fate, Proxy, Seen};
 
 pub use rest::ApiError;
 pub use runner::{Needs, Suite, Test};
+pub use vm::{Heard, NewVm};
 pub use wait::{wait_for, wait_until};

@@ -15,7 +15,7 @@ use tokio::sync::RwLock;
 use crate::controller::{Controller, ControllerOptions};
 use crate::gitops::Tool;
 use crate::kube::Kube;
-use crate::lab::Lab;
+use crate::lab::{self, Lab};
 use crate::shared;
 
 /// What a suite cannot run without.
@@ -25,6 +25,8 @@ pub enum Needs {
     Kube,
     /// Incus and LXD servers.
     Lab,
+    /// Incus and LXD servers that can run virtual machines, instead of [`Needs::Lab`].
+    Vms,
     /// Flux, on the control plane.
     Flux,
     /// Argo CD, on the control plane.
@@ -35,11 +37,20 @@ impl Needs {
     fn what_is_missing(self) -> Option<String> {
         match self {
             Needs::Kube => Kube::what_is_missing(),
-            Needs::Lab => Lab::what_is_missing(),
+            Needs::Lab => Lab::what_is_missing(lab::Kind::Containers),
+            Needs::Vms => Lab::what_is_missing(lab::Kind::Vms),
             Needs::Flux => Tool::Flux.what_is_missing(),
             Needs::Argo => Tool::Argo.what_is_missing(),
         }
     }
+}
+
+/// The lab that these needs ask for.
+fn lab_of(needs: &[Needs]) -> Option<lab::Kind> {
+    if needs.contains(&Needs::Vms) {
+        return Some(lab::Kind::Vms);
+    }
+    needs.contains(&Needs::Lab).then_some(lab::Kind::Containers)
 }
 
 tokio::task_local! {
@@ -272,10 +283,9 @@ impl Test {
         } else {
             None
         };
-        let lab = if needs.contains(&Needs::Lab) {
-            Some(Lab::shared().await)
-        } else {
-            None
+        let lab = match lab_of(&needs) {
+            Some(kind) => Some(Lab::shared(kind).await),
+            None => None,
         };
         let test = Test {
             inner: Arc::new(Inner {
