@@ -2,7 +2,8 @@
 //! where its requests arrive minutes late, and where people, hosts and daemons interfere at every step. Whatever happens,
 //! the invariants hold at every instant and the move ends.
 //!
-//! `BERTH_TABLE=full` disturbs one scenario of each kind in every way; otherwise only a few of them.
+//! `BERTH_TABLE=full` disturbs one scenario of each kind in every way; otherwise only a few of them. `BERTH_SCENARIO=live` keeps
+//! to those whose name has that word.
 
 #[path = "crash/life.rs"]
 mod life;
@@ -14,6 +15,7 @@ mod table;
 use std::sync::Arc;
 use std::time::Duration;
 
+use berth_api::Method;
 use berth_core::server::FailureKind;
 use berth_sim::{Caller, Fault, World, Write};
 use scenario::Scenario;
@@ -27,6 +29,10 @@ fn an_undisturbed_move_ends_with_one_instance_at_its_target_and_nothing_left() {
         assert_eq!(report.breach, None, "{name}\n{}", report.log.join("\n"));
         assert_eq!(report.outcome, "Succeeded", "{name}\n{}", report.log.join("\n"));
         assert_eq!(report.instances.len(), 1, "{name}: {:?}", report.instances);
+        if scenario.method == Method::Live {
+            let asked = |verb: &str| report.effects.keys().any(|(_, done)| *done == verb);
+            assert!(!asked("stop") && !asked("start"), "{name}: {:?}", report.effects);
+        }
         let (project, name_there) = match scenario.inside {
             Some(inside) => (inside.project, inside.name),
             None => (scenario.project.as_str(), "web-1"),
@@ -98,8 +104,10 @@ fn full() -> bool {
 
 /// The scenarios that are disturbed in every way, the most important first.
 fn some() -> Vec<Scenario> {
-    const KINDS: [&str; 12] = [
+    const KINDS: [&str; 14] = [
         "Incus pull, running",
+        "Incus live pull",
+        "LXD saved state, pull",
         "Incus pull, restricted project",
         "Incus warm, running",
         "Incus inside, pool",
@@ -113,7 +121,7 @@ fn some() -> Vec<Scenario> {
         "Incus pull, virtual machine",
     ];
     let all = Scenario::all();
-    let kinds = KINDS.iter().take(if full() { 12 } else { 7 });
+    let kinds = KINDS.iter().take(if full() { KINDS.len() } else { 7 });
     kinds
         .filter_map(|k| all.iter().find(|s| s.name == *k))
         .cloned()
@@ -213,7 +221,7 @@ fn a_controller_that_dies_before_or_after_any_write_changes_nothing_but_one_repe
                     case.vacancy = Duration::from_secs(vacancy);
                     let report = case.run();
                     let what = format!("{}, {fault:?} {nth}, vacancy {vacancy} s", scenario.name);
-                    let difference = undisturbed.difference(&report);
+                    let difference = undisturbed.difference(&report, scenario.method == Method::Live);
                     table.case(
                         &what,
                         &report,

@@ -247,6 +247,7 @@ async fn live(world: &World, id: &str, chapter: Chapter) {
             address: format!("https://{server}"),
             peer_address: None,
             allow_unsafe_overrides: false,
+            live_between_servers: true,
         };
         let connection = Arc::new(world.connect(id, server));
         let key = Key::new(NAMESPACE, server);

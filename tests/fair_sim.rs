@@ -60,6 +60,7 @@ fn engine(world: &World) -> Arc<Engine> {
             address: format!("https://{server}"),
             peer_address: None,
             allow_unsafe_overrides: false,
+            live_between_servers: true,
         };
         let connection = Arc::new(world.connect("c1", server));
         let identity = Some(berth_sim::CERTIFICATE.to_owned());

@@ -138,6 +138,7 @@ async fn carry_on(world: &World, id: &str, desired: &mut Desired) {
         address: "https://a".into(),
         peer_address: None,
         allow_unsafe_overrides: false,
+        live_between_servers: true,
     };
     let connection = Arc::new(world.connect(id, "a"));
     let identity = Some(berth_sim::CERTIFICATE.to_owned());

@@ -144,6 +144,7 @@ mod tests {
             free_outgoing: 2,
             allow_unsafe_overrides: false,
             ways: Default::default(),
+            live_between_servers: true,
         }
     }
 

@@ -314,6 +314,7 @@ fn config_of(object: &InstanceServer, in_use: Option<String>) -> ServerConfig {
         address: in_use.or_else(|| spec.addresses.first().cloned()).unwrap_or_default(),
         peer_address: spec.peer_address.clone(),
         allow_unsafe_overrides: spec.allow_unsafe_overrides,
+        live_between_servers: spec.live.between_servers,
     }
 }
 

@@ -77,6 +77,7 @@ async fn carry_on(world: &World, id: &str, interrupt: &Notify) {
             address: format!("https://{server}"),
             peer_address: None,
             allow_unsafe_overrides: false,
+            live_between_servers: true,
         };
         let connection = Arc::new(world.connect(id, server));
         registry.upsert(

@@ -38,6 +38,7 @@ pub struct Scenario {
     pub product: Product,
     pub instance: InstanceOptions,
     pub guard: GuardPair,
+    pub method: Method,
     pub transfer: Transfer,
     pub power_after: Power,
     /// The project, which is restricted unless it is `default`.
@@ -50,7 +51,6 @@ pub struct Scenario {
     pub overrides: Overrides,
     /// Servers that take seconds for what others do in milliseconds.
     pub slow: bool,
-    pub method: Method,
     /// The pools of the source and of the target.
     pub pools: (&'static str, &'static str),
     /// Limits of a Warm move.
@@ -69,6 +69,7 @@ impl Scenario {
             product,
             instance: InstanceOptions::default().snapshot("s0").key("user.role", "shop"),
             guard: pair(GuardKind::Device),
+            method: Method::Cold,
             transfer: Transfer::Pull,
             power_after: Power::Running,
             project: "default".to_owned(),
@@ -80,7 +81,6 @@ impl Scenario {
             },
             overrides: Overrides::default(),
             slow: false,
-            method: Method::Cold,
             pools: ("default", "nvme"),
             warm: Warm::default(),
             apart: false,
@@ -94,6 +94,10 @@ impl Scenario {
         all.extend(Self::restricted());
         all.extend(Self::inside());
         all.extend(Self::warm());
+        all.extend(Self::live());
+        if let Ok(words) = std::env::var("BERTH_SCENARIO") {
+            all.retain(|s| s.name.contains(&words));
+        }
         all
     }
 
@@ -251,6 +255,37 @@ impl Scenario {
                 s.slow = true;
                 warm(s, "default", "default");
             }),
+        ]
+    }
+
+    /// The running state moves, too. LXD 5 saves it to the disk and resumes it on the target.
+    fn live() -> Vec<Self> {
+        let (incus, lxd) = (Self::pull(Product::Incus), Self::pull(Product::Lxd));
+        let live = |s: &mut Self| {
+            s.method = Method::Live;
+            s.instance = InstanceOptions::vm().snapshot("s0").key("migration.stateful", "true");
+            s.guard.target = GuardKind::None;
+        };
+        vec![
+            incus.with("live pull", live),
+            incus.with("live push", |s| {
+                live(s);
+                s.transfer = Transfer::Push;
+            }),
+            incus.with("live pull, slow servers", |s| {
+                live(s);
+                s.slow = true;
+            }),
+            incus.with("live inside, member", |s| {
+                live(s);
+                s.inside = Some(Inside {
+                    member: "m2",
+                    ..Inside::HERE
+                });
+                s.transfer = Transfer::Internal;
+                s.guard = pair(GuardKind::None);
+            }),
+            lxd.with("saved state, pull", live),
         ]
     }
 

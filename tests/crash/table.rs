@@ -56,8 +56,9 @@ impl Report {
         )
     }
 
-    /// How `other` differs from this undisturbed one in a way that a crash must not make. One more transfer is allowed.
-    pub fn difference(&self, other: &Report) -> Option<String> {
+    /// How `other` differs from this undisturbed one in a way that a crash must not make. One more transfer is allowed; a live
+    /// move whose outcome was lost may also stop or restore a guest once more.
+    pub fn difference(&self, other: &Report, live: bool) -> Option<String> {
         if let Some(breach) = &other.breach {
             return Some(breach.clone());
         }
@@ -75,6 +76,7 @@ impl Report {
                 "connect" => 2 * self.repeats,
                 "offer" | "accept" | "remove" | "cancel" | "snapshot" | "remove-snapshot" => self.repeats,
                 "back-up" | "drop-backup" | "import" => 1,
+                "force-stop" | "patch" | "put" | "start" if live => 1,
                 _ => 0,
             };
             if of(other) > of(self) + more {

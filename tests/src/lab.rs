@@ -230,6 +230,12 @@ impl Lab {
         run_client(Product::Lxd, &self.dir, args).await
     }
 
+    /// Environment in which `incus` and `lxc` know every server as a remote.
+    pub fn client_settings(&self) -> [(&'static str, PathBuf); 2] {
+        let conf = |tool: &str| self.dir.join("cli").join(tool);
+        [("INCUS_CONF", conf("incus")), ("LXD_CONF", conf("lxc"))]
+    }
+
     /// Where instances of this name are: server and status, e.g. `[("i1", "Running")]`. Clusters count once, by their first member.
     pub async fn whereabouts(&self, name: &str) -> Vec<(String, String)> {
         let mut found = Vec::new();

@@ -131,6 +131,24 @@ reasons! {
     MethodImpossible => Stalled,
     /// A live move needs `migration.stateful` on the instance.
     MigrationStatefulOff => Stalled,
+    /// `migration.stateful` is set, but only from the instance's next start on.
+    MigrationStatefulPending => Stalled,
+    /// The root disk's `size.state` cannot hold the memory of the virtual machine.
+    StateSizeTooSmall => Stalled,
+    /// A folder that the instance shares with its host keeps its running state from being moved.
+    SharedFilesystem => Stalled,
+    /// A device of the host keeps the running state from being moved.
+    LocalDevice => Stalled,
+    /// The target's processors lack something that the running guest was started with.
+    CpuMismatch => Stalled,
+    /// The two servers run different versions of QEMU.
+    QemuMismatch => Stalled,
+    /// The two servers' products or versions do not understand each other's running state.
+    VersionMismatch => Stalled,
+    /// CRIU, which moves running containers, is not installed on both servers.
+    CriuMissing => Stalled,
+    /// A volume of the instance is not on storage that both ends share.
+    PoolNotShared => Stalled,
     /// The target already has another instance of this name.
     NameTaken => Stalled,
     /// The target is cordoned.

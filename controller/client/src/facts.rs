@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use berth_core::model::{Network, Product, Profile, Project, ServerFacts};
+use berth_core::model::{Network, Processor, Product, Profile, Project, ServerFacts};
 use berth_core::server::{FailureKind, Result};
 use futures::future::try_join_all;
 use futures::{TryFutureExt, try_join};
@@ -10,7 +10,7 @@ use futures::{TryFutureExt, try_join};
 use crate::http::{Call, HttpServer};
 use crate::observe::RequestClass;
 use crate::path;
-use crate::wire::{GroupWire, MemberWire, NetworkWire, PoolWire, ProfileWire, ProjectWire, ServerWire};
+use crate::wire::{GroupWire, MemberWire, NetworkWire, PoolWire, ProfileWire, ProjectWire, ResourcesWire, ServerWire};
 
 impl HttpServer {
     /// Everything the server is and has.
@@ -38,6 +38,11 @@ impl HttpServer {
             None => self.pools_of(&profiles).await?,
         };
         let product = self.product(&environment.server)?;
+        let qemu = environment.qemu();
+        let processor = match qemu {
+            Some(_) if !clustered => self.processor().await?,
+            Some(_) | None => None,
+        };
         let runs = |driver: &str| environment.driver.split('|').any(|d| d.trim() == driver);
         Ok(ServerFacts {
             product,
@@ -51,6 +56,8 @@ impl HttpServer {
             architectures: environment.architectures,
             containers: runs("lxc"),
             virtual_machines: runs("qemu"),
+            qemu,
+            processor,
             extensions,
             members: members.into_iter().map(Into::into).collect(),
             groups: groups.into_iter().map(|g| g.name).collect(),
@@ -101,6 +108,18 @@ impl HttpServer {
             self.list(&facts_call(path, what)).await
         } else {
             Ok(T::default())
+        }
+    }
+
+    /// The processors; `None` if this client may not see them.
+    async fn processor(&self) -> Result<Option<Processor>> {
+        match self
+            .read::<ResourcesWire>(&facts_call("/1.0/resources", "read the resources"))
+            .await
+        {
+            Ok((resources, _)) => Ok(resources.processor()),
+            Err(e) if matches!(e.kind, FailureKind::Refused | FailureKind::NotFound) => Ok(None),
+            Err(e) => Err(e),
         }
     }
 

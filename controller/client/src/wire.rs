@@ -4,8 +4,8 @@
 use std::collections::BTreeMap;
 
 use berth_core::model::{
-    Config, Devices, Instance, InstanceKind, InstanceRef, Member, MemberStatus, Network, Pool, Power, Profile, Project,
-    Snapshot,
+    Config, Devices, Instance, InstanceKind, InstanceRef, Member, MemberStatus, Network, Pool, Power, Processor,
+    Profile, Project, Snapshot,
 };
 use jiff::Timestamp;
 use serde::{Deserialize, Deserializer};
@@ -190,6 +190,58 @@ pub(crate) struct EnvironmentWire {
     pub(crate) certificate_fingerprint: String,
     /// `lxc`, `qemu` or `lxc | qemu`.
     pub(crate) driver: String,
+    /// The same with versions: `6.0.4 | 10.0.2`.
+    pub(crate) driver_version: String,
+}
+
+impl EnvironmentWire {
+    /// Version of QEMU, if it is among the drivers.
+    pub(crate) fn qemu(&self) -> Option<String> {
+        let drivers = self.driver.split('|').map(str::trim);
+        let versions = self.driver_version.split('|').map(str::trim);
+        let (_, version) = drivers.zip(versions).find(|(driver, _)| *driver == "qemu")?;
+        Some(version.to_owned())
+    }
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+pub(crate) struct ResourcesWire {
+    cpu: CpuWire,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct CpuWire {
+    #[serde(deserialize_with = "nullable")]
+    sockets: Vec<SocketWire>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct SocketWire {
+    name: String,
+    #[serde(deserialize_with = "nullable")]
+    cores: Vec<CoreWire>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct CoreWire {
+    #[serde(deserialize_with = "nullable")]
+    flags: Vec<String>,
+}
+
+impl ResourcesWire {
+    /// The first processor: they are all alike.
+    pub(crate) fn processor(self) -> Option<Processor> {
+        let socket = self.cpu.sockets.into_iter().next()?;
+        let flags = socket.cores.into_iter().next().map(|c| c.flags.into_iter().collect());
+        Some(Processor {
+            name: socket.name,
+            flags: flags.unwrap_or_default(),
+        })
+    }
 }
 
 #[derive(Deserialize)]

@@ -2,11 +2,13 @@
 //! source: the servers' answers, fact sheet sections 1.4, 9, 11 and 12.
 
 mod inventory;
+mod machine;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 pub use inventory::Inventory;
+pub use machine::{MIGRATION_STATEFUL, Processor, bytes, version_of};
 
 /// One device of an instance: its keys and values (`type`, `pool`, `network`, …).
 pub type Device = BTreeMap<String, String>;
@@ -71,11 +73,13 @@ pub enum Capability {
     ExcludeOlder,
     /// `backup_override_config`: configuration can be overridden while a backup is imported.
     BackupOverrideConfig,
+    /// `storage_live_migration`: a running virtual machine can move to another pool with its member.
+    LivePool,
 }
 
 impl Capability {
     /// All of them, in the order in which they are shown.
-    pub const ALL: [Capability; 13] = [
+    pub const ALL: [Capability; 14] = [
         Capability::LiveMigration,
         Capability::IncrementalCopy,
         Capability::TargetProject,
@@ -89,6 +93,7 @@ impl Capability {
         Capability::DirectBackup,
         Capability::ExcludeOlder,
         Capability::BackupOverrideConfig,
+        Capability::LivePool,
     ];
 
     /// The API extension that announces it.
@@ -107,6 +112,7 @@ impl Capability {
             Capability::DirectBackup => "direct_backup",
             Capability::ExcludeOlder => "custom_volume_refresh_exclude_older_snapshots",
             Capability::BackupOverrideConfig => "backup_override_config",
+            Capability::LivePool => "storage_live_migration",
         }
     }
 }
@@ -136,6 +142,10 @@ pub struct ServerFacts {
     pub containers: bool,
     /// Whether it can hold virtual machines.
     pub virtual_machines: bool,
+    /// Version of QEMU, where it can.
+    pub qemu: Option<String>,
+    /// Its processors, as far as it tells (no cluster does: its members may differ).
+    pub processor: Option<Processor>,
     /// The announced API extensions.
     pub extensions: BTreeSet<String>,
     /// Cluster members; empty when not clustered.
@@ -250,6 +260,14 @@ pub struct Pool {
 }
 
 impl Pool {
+    /// Whether all members of a cluster see the same volumes.
+    pub fn shared(&self) -> bool {
+        matches!(
+            self.driver.as_str(),
+            "ceph" | "linstor" | "lvmcluster" | "powerflex" | "pure" | "alletra"
+        )
+    }
+
     /// Whether snapshots and differences are cheap on this driver.
     pub fn copy_on_write(&self) -> bool {
         matches!(

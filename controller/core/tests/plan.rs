@@ -1,6 +1,8 @@
 //! Decisions about placements: no server, no clock. One test is one sentence of the design.
 
 mod common;
+#[path = "plan/live.rs"]
+mod live;
 
 use berth_api::placement::{Drift, Mode, PowerState};
 use berth_api::{Method, Reason, Transfer};

@@ -187,7 +187,7 @@ impl Driver {
         let unconditional = matches!(
             effect.request,
             Request::Stop { .. } | Request::ForceStop | Request::Rename { .. }
-        );
+        ) || (matches!(effect.request, Request::Remove) && !marks::is_unique_name(&effect.at.name));
         if !self.env.may_act() || (unconditional && !self.env.lease_is_safe()) {
             return false;
         }

@@ -37,6 +37,8 @@ pub struct ServerConfig {
     pub peer_address: Option<String>,
     /// Overrides may reach into the host.
     pub allow_unsafe_overrides: bool,
+    /// Live moves to and from other independent servers are allowed.
+    pub live_between_servers: bool,
 }
 
 /// Moves under way, by fingerprint.
@@ -431,6 +433,7 @@ impl Entry {
             free_outgoing: i64::from(joint.limits.outgoing) - used.outgoing,
             allow_unsafe_overrides: self.config.allow_unsafe_overrides,
             ways: BTreeMap::new(),
+            live_between_servers: self.config.live_between_servers,
         }
     }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use berth_api::moves::MoveNames;
 use berth_core::model::{InstanceRef, Power};
 use berth_core::moves::{Effect, EffectKind, Outcome, Request, Spent, Task};
-use berth_core::server::{FailureKind, PowerAction, Progress, Result, Server, ServerError};
+use berth_core::server::{FailureKind, OperationId, PowerAction, Progress, Result, Server, ServerError};
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep};
@@ -49,6 +49,8 @@ struct Shared {
 #[derive(Default)]
 struct State {
     result: Option<(Result<()>, Spent)>,
+    /// When the first of a transfer's two operations ended.
+    first_end: Option<Instant>,
     progress: Option<Progress>,
     shown: Option<(Instant, Progress)>,
     /// Whether a pass waits for the end: then nobody else has to be told.
@@ -113,11 +115,13 @@ impl Tasks {
     pub fn outcome(&self, record: &Key) -> Option<Outcome> {
         let slots = lock(&self.slots);
         let shared = &slots.get(record)?.shared;
-        let (result, spent) = lock(&shared.state).result.clone()?;
+        let state = lock(&shared.state);
+        let (result, spent) = state.result.clone()?;
         Some(Outcome {
             effect: shared.effect,
             result,
             spent,
+            first_end_ago: state.first_end.map(|at| at.elapsed()).unwrap_or_default(),
         })
     }
 
@@ -239,8 +243,14 @@ async fn perform(effect: Effect, server: &dyn Server, (pair, scratch): Means, sh
         Request::Put { definition, etag } => return server.put(at, &definition, &etag).await,
         Request::Transfer(transfer) => {
             let (Pair { source, target }, cancel) = (both(pair, attempted)?, shared.cancel.subscribe());
-            let progress = |p| lock(&shared.state).further(p);
-            return transfer::run(*transfer, source, target, cancel, &progress).await;
+            let told = |news| {
+                let mut state = lock(&shared.state);
+                match news {
+                    transfer::News::Progress(p) => state.further(p),
+                    transfer::News::Ended => state.first_end = state.first_end.or(Some(Instant::now())),
+                }
+            };
+            return transfer::run(*transfer, source, target, cancel, &told).await;
         }
         Request::Backup(way) => {
             let (Pair { source, target }, cancel) = (both(pair, attempted)?, shared.cancel.subscribe());
@@ -269,13 +279,43 @@ async fn perform(effect: Effect, server: &dyn Server, (pair, scratch): Means, sh
         Request::DropBackup { name } => server.drop_backup(at, &name).await?,
         Request::Rename { name } => server.rename(at, &name).await?,
         Request::Remove => server.remove(at).await?,
-        Request::Relocate(to) => server.relocate(at, &to).await?,
+        Request::Relocate(to) => {
+            let operation = server.relocate(at, &to).await?;
+            let cancel = shared.cancel.subscribe();
+            return relocated(server, &attempted, at, &operation, cancel).await;
+        }
     };
     transfer::finished(server, &attempted, &operation, None).await
 }
 
 fn both(pair: Option<Pair>, attempted: String) -> Result<Pair> {
     pair.ok_or_else(|| ServerError::new(FailureKind::Unreachable, attempted, "an end does not answer"))
+}
+
+/// Waits for the end of a move inside the server. The operation itself cannot be cancelled, but those that it consists of can.
+async fn relocated(
+    server: &dyn Server,
+    attempted: &str,
+    at: &InstanceRef,
+    operation: &OperationId,
+    mut cancel: watch::Receiver<u32>,
+) -> Result<()> {
+    let ended = transfer::finished(server, attempted, operation, None);
+    tokio::pin!(ended);
+    loop {
+        tokio::select! {
+            ended = &mut ended => return ended,
+            Ok(()) = cancel.changed() => {
+                // one that cannot be cancelled goes on to its end
+                let all = server.operations().await.unwrap_or_default();
+                for part in all.iter().filter(|o| o.id != *operation && o.instances.contains(at)) {
+                    if let Err(error) = server.cancel(&part.id).await {
+                        tracing::debug!(%error, "a part of the move cannot be cancelled");
+                    }
+                }
+            }
+        }
+    }
 }
 
 /// The server is busy with the instance already, most likely with a stop that a process before this one asked for: it

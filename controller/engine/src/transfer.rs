@@ -19,9 +19,6 @@ use tokio::time::{Instant, sleep, sleep_until};
 use crate::inventory::OperationEvent;
 use crate::relay::Relay;
 
-/// Told of progress.
-type Told<'a> = &'a (dyn Fn(Progress) + Send + Sync);
-
 /// Longest single wait: an operation vanishes five seconds after its end.
 const WAIT: Duration = Duration::from_secs(3);
 /// Pause after a wait that failed.
@@ -43,6 +40,17 @@ pub(crate) struct Side {
     /// Its operations' events, subscribed before the first request.
     pub events: Receiver<OperationEvent>,
 }
+
+/// What is told of a transfer while it runs.
+pub(crate) enum News {
+    /// How far it is.
+    Progress(Progress),
+    /// One of its two operations ended well.
+    Ended,
+}
+
+/// Whoever is told.
+pub(crate) type Told<'a> = &'a (dyn Fn(News) + Send + Sync);
 
 /// How an operation ended.
 #[derive(Clone, Debug, PartialEq)]
@@ -138,7 +146,7 @@ impl Meter {
 }
 
 /// The end of an operation, from whichever tells it first: the wait or the event stream.
-async fn followed(side: &mut Side, operation: &OperationId, progress: &(dyn Fn(Progress) + Send + Sync)) -> Ended {
+async fn followed(side: &mut Side, operation: &OperationId, told: Told<'_>) -> Ended {
     let server = side.server.clone();
     let waiting = ended(server.as_ref(), operation, None);
     tokio::pin!(waiting);
@@ -147,9 +155,9 @@ async fn followed(side: &mut Side, operation: &OperationId, progress: &(dyn Fn(P
         tokio::select! {
             ended = &mut waiting => return ended,
             event = side.events.recv() => match event {
-                Ok((told, state)) if told.id == *operation => {
-                    if let Some(p) = told.progress {
-                        progress(meter.all(p));
+                Ok((seen, state)) if seen.id == *operation => {
+                    if let Some(p) = seen.progress {
+                        told(News::Progress(meter.all(p)));
                     }
                     match state {
                         OperationState::Succeeded => return Ended::Succeeded,
@@ -170,7 +178,7 @@ pub(crate) async fn run(
     mut source: Side,
     mut target: Side,
     mut cancel: watch::Receiver<u32>,
-    progress: &(dyn Fn(Progress) + Send + Sync),
+    told: Told<'_>,
 ) -> Result<()> {
     let attempted = format!(
         "transfer {} from {} to {} on {}",
@@ -188,8 +196,9 @@ pub(crate) async fn run(
     let mut give_up: Option<Instant> = None;
     {
         // what goes through this process is counted here
-        let theirs: Told<'_> = if relay.is_some() { &|_| {} } else { progress };
-        let mut relay = relay.map(|relay| relay.run(progress).boxed());
+        let theirs: Told<'_> = if relay.is_some() { &|_| {} } else { told };
+        let counted = |p| told(News::Progress(p));
+        let mut relay = relay.map(|relay| relay.run(&counted).boxed());
         let source_ends = followed(&mut source, &from, theirs);
         let target_ends = followed(&mut target, &to, theirs);
         tokio::pin!(source_ends, target_ends);
@@ -209,6 +218,9 @@ pub(crate) async fn run(
                 }
                 () = sleep_until(give_up.unwrap_or_else(Instant::now)), if give_up.is_some() => break,
             }
+            if source_end == Some(Ended::Succeeded) || target_end == Some(Ended::Succeeded) {
+                told(News::Ended);
+            }
             let broken = |end: &Option<Ended>| end.as_ref().is_some_and(|e| *e != Ended::Succeeded);
             if give_up.is_none() && (broken(&source_end) || broken(&target_end)) {
                 give_up = Some(Instant::now() + COLLECT);
@@ -218,7 +230,8 @@ pub(crate) async fn run(
             }
         }
     }
-    let still = || Ended::Unknown("its operation has not ended yet".to_owned());
+    // the other end said why; this one hangs, or takes its time
+    let still = || Ended::Failed("its operation has not ended yet".to_owned());
     judge(
         &attempted,
         names,
@@ -231,8 +244,9 @@ fn judge(attempted: &str, (source, target): (String, String), from: Ended, to: E
     let kind = match (&from, &to) {
         (Ended::Succeeded, Ended::Succeeded) => return Ok(()),
         (Ended::Failed(m), _) | (_, Ended::Failed(m)) if no_way_there(m) => FailureKind::PeerUnreachable,
-        (Ended::Failed(_), _) | (_, Ended::Failed(_)) => FailureKind::Refused,
+        // where one end says nothing the daemon or the link died, whatever the other says about that
         (Ended::Unknown(_), _) | (_, Ended::Unknown(_)) => FailureKind::Unknown,
+        (Ended::Failed(_), _) | (_, Ended::Failed(_)) => FailureKind::Refused,
     };
     let said: Vec<String> = [(target, to), (source, from)]
         .into_iter()

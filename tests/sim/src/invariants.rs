@@ -86,6 +86,8 @@ impl State {
                 .iter()
                 .skip(n + 1)
                 .find(|(_, _, o)| o.uuid() == i.uuid() && !o.twin && !i.twin);
+            // until the source is guarded somebody can start it once more: the bounded exception of promise 2
+            let other = other.filter(|_| !self.live_move_of(i.uuid()));
             if let Some((other_server, other_at, _)) = other {
                 let message = format!(
                     "{} runs as {at} on {server} and as {other_at} on {other_server}",
@@ -132,6 +134,21 @@ impl State {
         if used {
             self.breach("C2", format!("a copy on {server} that has run is refreshed"));
         }
+    }
+
+    /// Whether a live move of that instance between two servers has not yet guarded its source.
+    pub fn live_move_of(&self, uuid: &str) -> bool {
+        let open = |r: &&Record| {
+            let spec = &r.spec;
+            let live = spec.method == Method::Live && spec.transfer != Transfer::Internal;
+            live && spec.from.uuid.as_deref() == Some(uuid) && !r.finished()
+        };
+        self.records.values().filter(open).any(|r| {
+            let at = InstanceRef::new(&r.spec.from.project, &r.spec.from.name);
+            let host = self.servers.get(&r.spec.from.server);
+            let source = host.and_then(|h| h.instances.get(&at));
+            source.is_some_and(|i| !i.devices.contains_key(marks::GUARD))
+        })
     }
 
     /// From Stopped to COMMIT every copy must be one that nobody can start.

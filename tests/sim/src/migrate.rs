@@ -62,9 +62,9 @@ pub(crate) struct EndOf {
 /// A transfer that runs.
 #[derive(Clone, Debug)]
 pub(crate) struct Transfer {
-    source: EndOf,
-    target: EndOf,
-    live: bool,
+    pub source: EndOf,
+    pub target: EndOf,
+    pub live: bool,
     refresh: bool,
     exclude_older: bool,
     instance_only: bool,
@@ -72,7 +72,7 @@ pub(crate) struct Transfer {
     /// What the source was when the transfer began.
     data: u64,
     used: Timestamp,
-    ran: bool,
+    pub ran: bool,
     stalled: bool,
     /// Once the data have arrived: what they are.
     arrived: Option<Content>,
@@ -97,7 +97,7 @@ impl State {
                 "Unable to perform live container migration. CRIU isn't installed on the source server",
             ));
         }
-        if live && !container && !(stateful && host.has("migration_vm_live")) {
+        if live && !container && !stateful {
             return Err(refused(
                 "Stateful migration requires migration.stateful to be set to true",
             ));
@@ -391,6 +391,13 @@ impl State {
             arrived: None,
             pull,
         };
+        if self.saves_state(&transfer) {
+            // memory goes to the disk, the guest stops, and all of it is copied
+            self.go_down(source.0, source.2.born, Some(CERTIFICATE));
+            if let Some(i) = self.inst_by_born(source.0, source.2.born) {
+                i.stateful = true;
+            }
+        }
         let id = self.next();
         self.occupy(source.0, source.2.born, "migrate", source.1);
         for (server, operation, _) in [source, target] {
@@ -503,7 +510,7 @@ impl State {
         if let Some(target) = self.inst_by_born(&t.target.server, t.target.born) {
             target.data = if of_an_instant { t.data } else { source.data };
             target.guest = source.guest;
-            target.twin = t.live && t.ran;
+            target.twin = t.live && t.ran && source.runs();
         }
         if let Some(t) = self.transfers.get_mut(&id) {
             t.arrived = Some(match () {

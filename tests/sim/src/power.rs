@@ -4,10 +4,11 @@
 use std::time::Duration;
 
 use berth_core::marks;
-use berth_core::model::{InstanceRef, Power, Product};
+use berth_core::model::{InstanceKind, InstanceRef, Power, Product};
 use berth_core::server::{OperationId, PowerAction};
 
 use crate::config;
+use crate::migrate::Transfer;
 use crate::operations::{Due, Work};
 use crate::options::Guest;
 use crate::state::{Answered, Busy, Content, State};
@@ -25,7 +26,12 @@ impl State {
     ) -> Answered<OperationId> {
         self.inst(server, at, what)?;
         Ok(match action {
-            PowerAction::Start { .. } => self.start(server, at, by, what)?,
+            PowerAction::Start { stateful } => {
+                let i = self.inst(server, at, what)?;
+                // without its state it boots afresh, which is not what was saved
+                i.stateful = i.stateful && stateful;
+                self.start(server, at, by, what)?
+            }
             PowerAction::Stop { timeout } if timeout.is_zero() => self.force_stop(server, at, by, what)?,
             PowerAction::Stop { timeout } => self.stop(server, at, timeout, by, what)?,
             PowerAction::ForceStop => self.force_stop(server, at, by, what)?,
@@ -65,6 +71,7 @@ impl State {
             .unwrap_or_default();
         let Some(i) = host.by_born(born) else { return };
         i.power = Power::Running;
+        i.stateful = false;
         i.last_used_at = moment;
         i.config.insert(LAST_POWER.to_owned(), "RUNNING".to_owned());
         i.config.remove("volatile.apply_template");
@@ -83,6 +90,10 @@ impl State {
         };
         let (uuid, data, stale_is_known) = (i.uuid().to_owned(), i.data, i.twin);
         let whole = matches!(i.content, Content::Complete | Content::OfAnInstant);
+        if self.both_run(&uuid) {
+            // at the end of a live move both guests write for a moment, and only one of them counts
+            return;
+        }
         let newest = self.newest.get(&uuid).copied().unwrap_or(data);
         if (data != newest || !whole) && !stale_is_known {
             self.fork(server, born, data, newest);
@@ -92,6 +103,27 @@ impl State {
             i.data = newest + 1;
             i.content = Content::Complete;
         }
+    }
+
+    /// Whether the running state goes by way of the disk: a virtual machine, and a server that cannot hand it over.
+    pub fn saves_state(&self, t: &Transfer) -> bool {
+        let ends = [&t.source, &t.target];
+        let able = ends
+            .iter()
+            .all(|e| self.servers.get(&e.server).is_some_and(|h| h.has("migration_vm_live")));
+        let source = self.servers.get(&t.source.server).and_then(|h| {
+            let at = h.born(t.source.born)?;
+            h.instances.get(&at)
+        });
+        let vm = source.is_some_and(|i| i.kind == InstanceKind::VirtualMachine);
+        t.live && t.ran && vm && !able
+    }
+
+    /// Whether a live move has just resumed the guest on its target, beside the one on its source.
+    fn both_run(&self, uuid: &str) -> bool {
+        let all = self.servers.values().flat_map(|h| h.instances.values());
+        let running: Vec<_> = all.filter(|i| i.uuid() == uuid && i.runs()).collect();
+        running.len() > 1 && (running.iter().any(|i| i.twin) || self.live_move_of(uuid))
     }
 
     fn stop(
@@ -200,8 +232,10 @@ impl State {
         i.config.insert(LAST_POWER.to_owned(), "STOPPED".to_owned());
         i.config
             .retain(|k, _| !(k.starts_with("volatile.") && k.ends_with(".host_name")));
-        let ephemeral = i.ephemeral;
+        let (ephemeral, uuid) = (i.ephemeral, i.uuid().to_owned());
         host.lifecycle(&at, "instance-stopped", by);
+        let all = self.servers.values_mut().flat_map(|h| h.instances.values_mut());
+        all.filter(|i| i.uuid() == uuid).for_each(|i| i.twin = false);
         if ephemeral {
             self.vanish(server, born, by);
         }

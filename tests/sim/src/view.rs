@@ -70,6 +70,8 @@ pub(crate) fn facts(host: &Host) -> ServerFacts {
         architectures: vec!["x86_64".to_owned(), "i686".to_owned()],
         containers: true,
         virtual_machines: true,
+        qemu: Some("10.0.2".to_owned()),
+        processor: None,
         extensions: host.extensions.clone(),
         members: host.members.clone(),
         groups: groups.into_iter().collect(),

@@ -1,7 +1,7 @@
 //! The definition of the copy that a transfer makes: the source's own configuration and devices (never the expanded
 //! ones), guarded, marked as incoming, with the placement's overrides and a root disk on the verified pool.
 
-use berth_api::InstanceMoveSpec;
+use berth_api::{InstanceMoveSpec, Method};
 
 use crate::marks::{self, Role};
 use crate::model::{Change, Config, Definition, Device, Instance, ServerFacts};
@@ -46,9 +46,16 @@ pub fn incoming_definition(
     definition
         .config
         .insert(marks::AUTOSTART.to_owned(), "false".to_owned());
-    definition
+    // it could not be unset again while the instance runs on every server, so a live copy gets it only where it must
+    let protected = definition
         .config
-        .insert(marks::PROTECTION_DELETE.to_owned(), "false".to_owned());
+        .get(marks::PROTECTION_DELETE)
+        .is_some_and(|v| v == "true");
+    if spec.method != Method::Live || protected {
+        definition
+            .config
+            .insert(marks::PROTECTION_DELETE.to_owned(), "false".to_owned());
+    }
     let mut guard = Change::default();
     marks::add_guard(&mut guard, spec.guard.target, source.kind, record);
     definition.config.extend(guard.config);

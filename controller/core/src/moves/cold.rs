@@ -13,6 +13,7 @@ use super::view::{Copy, EndView, Wish, source_places};
 use super::{backup, verify};
 use crate::marks::{self, Role};
 use crate::model::{Change, Definition, InstanceRef, Power};
+use crate::records::Record;
 use crate::server::{AcceptRequest, FailureKind, OfferRequest, Operation, ServerError};
 
 /// A target that does not answer for that long while the instance is stopped is given up.
@@ -98,6 +99,9 @@ pub(super) fn marked(p: &mut Pass<'_>) -> Transition {
             format!("somebody took Berth's marks off {}", instance.at),
             None,
         );
+    }
+    if super::live::between_servers(&p.record) {
+        return super::live::begin(p, source);
     }
     match instance.power {
         Power::Stopped => guard_source(p, source),
@@ -282,7 +286,7 @@ pub(super) fn cancel_lost_operation(p: &Pass<'_>) -> Option<Transition> {
 }
 
 /// Both products describe it so; a person's own operations on the instance are left alone.
-fn is_migration(o: &&Operation) -> bool {
+pub(super) fn is_migration(o: &&Operation) -> bool {
     o.description.starts_with("Migrating")
 }
 
@@ -312,13 +316,8 @@ pub(super) fn transfer(p: &mut Pass<'_>, source: &Copy, definition: Definition, 
     let instance = &source.fresh.instance;
     let to = &p.record.spec.to;
     let at = InstanceRef::new(&to.project, &name);
-    let mode = match p.record.spec.transfer {
-        Mode::Push => Wiring::Push,
-        Mode::Relay => Wiring::Relay,
-        Mode::Pull | Mode::Backup | Mode::Internal => Wiring::Pull,
-    };
     let request = Transfer {
-        mode,
+        mode: wiring(&p.record),
         from: instance.at.clone(),
         running: instance.may_run(),
         offer: OfferRequest {
@@ -345,6 +344,15 @@ pub(super) fn transfer(p: &mut Pass<'_>, source: &Copy, definition: Definition, 
         &at,
         Request::Transfer(Box::new(request)),
     )
+}
+
+/// Who connects to whom.
+pub(super) fn wiring(record: &Record) -> Wiring {
+    match record.spec.transfer {
+        Mode::Push => Wiring::Push,
+        Mode::Relay => Wiring::Relay,
+        Mode::Pull | Mode::Backup | Mode::Internal => Wiring::Pull,
+    }
 }
 
 /// The words of the kernel for a full file system and a full quota, which rsync and btrfs repeat.

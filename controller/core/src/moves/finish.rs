@@ -7,6 +7,7 @@ use berth_api::{GoDuration, GuardKind, MicroTime, Outcome as MoveOutcome, Power 
 
 use super::backup;
 use super::effect::{EffectKind, End, Request};
+use super::live;
 use super::pass::{Pass, Transition};
 use super::view::{Copy, EndView};
 use super::warm::remove_temporary;
@@ -23,9 +24,19 @@ pub(super) fn committed(p: &mut Pass<'_>) -> Transition {
     let Some(target) = p.target() else {
         return target_vanished(p);
     };
+    if let Some(t) = live::settle_source(p) {
+        return t;
+    }
     let i = &target.fresh.instance;
     let guard = p.record.spec.guard.target;
-    if marks::role(i) != Some(Role::Owner) || (guard != GuardKind::Name && marks::guarded(i, guard)) {
+    let owned = marks::role(i) == Some(Role::Owner);
+    if live::between_servers(&p.record) {
+        if !owned {
+            return p
+                .retry_after_failure(EffectKind::Own)
+                .unwrap_or_else(|| live::own(p, target));
+        }
+    } else if !owned || (guard != GuardKind::Name && marks::guarded(i, guard)) {
         if let Some(t) = p.retry_after_failure(EffectKind::Own) {
             return t;
         }
@@ -43,7 +54,7 @@ pub(super) fn committed(p: &mut Pass<'_>) -> Transition {
         if let Some(t) = start_failed(p) {
             return t;
         }
-        let request = Request::Start { stateful: false };
+        let request = Request::Start { stateful: i.stateful };
         return p.ask(EffectKind::Start, End::Target, &i.at, request);
     }
     started_now(p);
@@ -58,14 +69,14 @@ pub(super) fn started_now(p: &mut Pass<'_>) {
         .status
         .stop_requested_at
         .as_ref()
-        .filter(|_| p.record.spec.power_after == AfterPower::Running);
+        .filter(|_| p.record.spec.power_after == AfterPower::Running && !live::between_servers(&p.record));
     if let Some(asked) = asked {
         let frozen = p.record.status.precopy.as_ref().map_or(0, |w| w.frozen.as_millis());
         let millis = p.now.as_millisecond() - asked.0.as_millisecond();
         p.record.status.downtime = Some(GoDuration::from_millis(millis + frozen));
     }
     p.advance(Step::Started);
-    p.record.status.running_at = Some(MicroTime(p.now));
+    p.record.status.running_at.get_or_insert(MicroTime(p.now));
 }
 
 /// A start that fails is made again for as long as it takes: after the commit there is only forward.
@@ -164,6 +175,9 @@ pub(super) fn started(p: &mut Pass<'_>) -> Transition {
         p.advance(Step::Retired);
         return retired(p);
     };
+    if let Some(t) = live::settle_source(p) {
+        return t;
+    }
     let i = &source.fresh.instance;
     if let Some(t) = not_safe_to_retire(p, source) {
         return t;
@@ -184,6 +198,9 @@ pub(super) fn started(p: &mut Pass<'_>) -> Transition {
             .insert(marks::PROTECTION_DELETE.to_owned(), "false".to_owned());
         let etag = source.fresh.etag.clone();
         return p.ask(EffectKind::Retire, End::Source, &i.at, Request::Patch { change, etag });
+    }
+    if let Some(t) = live::kept_for_a_person(p, source) {
+        return t;
     }
     if i.at.name == p.record.spec.from.name {
         if let Some(t) = p.retry_after_failure(EffectKind::Rename) {

@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use berth_api::{MicroTime, Outcome as MoveOutcome, Power as AfterPower, Reason, Snapshots, Step};
+use berth_api::{Method, MicroTime, Outcome as MoveOutcome, Power as AfterPower, Reason, Snapshots, Step};
 
 use super::cold::{self, stop_source};
 use super::effect::{EffectKind, End, Request};
@@ -13,7 +13,7 @@ use super::pass::{Pass, Transition};
 use super::view::{EndView, source_places};
 use crate::model::{Capability, Definition, Instance, InstanceRef, Power, ServerFacts};
 use crate::overrides::Adaptation;
-use crate::server::{FailureKind, Relocation};
+use crate::server::{FailureKind, Relocation, ServerError};
 
 const POLL: Duration = Duration::from_secs(1);
 /// Refusals of the server after which the move is given up.
@@ -48,7 +48,13 @@ pub(super) fn marked(p: &mut Pass<'_>) -> Transition {
         return t;
     }
     if source.fresh.instance.power != Power::Stopped {
-        return stop_source(p, source);
+        if p.record.spec.method != Method::Live {
+            return stop_source(p, source);
+        }
+        // it moves as it runs, and takes no change of its configuration on the way
+        p.record.status.committed_at = Some(MicroTime(p.now));
+        p.advance(Step::Committed);
+        return committed(p);
     }
     if p.record.status.stopped_at.is_none() {
         p.record.status.stopped_at = Some(MicroTime(p.now));
@@ -125,6 +131,11 @@ fn committed(p: &mut Pass<'_>) -> Transition {
     let i = &here.fresh.instance;
     if let Some(to) = remaining(p, facts, i) {
         if let Some(e) = p.failed(EffectKind::Relocate) {
+            if p.record.spec.method == Method::Live
+                && let Some(t) = live_failed(p, e)
+            {
+                return t;
+            }
             let message = e.to_string();
             let retry = p.retry_after_failure(EffectKind::Relocate);
             if p.attempts() >= ATTEMPTS {
@@ -149,7 +160,7 @@ fn committed(p: &mut Pass<'_>) -> Transition {
             EffectKind::Start,
             End::Source,
             &i.at,
-            Request::Start { stateful: false },
+            Request::Start { stateful: i.stateful },
         );
     }
     started_now(p);
@@ -214,7 +225,29 @@ fn remaining(p: &Pass<'_>, facts: &ServerFacts, i: &Instance) -> Option<Relocati
     // only a change of the volume can leave snapshots behind: a member alone takes them along whatever it is told
     let new_volume = next.pool.is_some() || next.project.is_some();
     next.instance_only = new_volume && p.record.spec.snapshots == Snapshots::Exclude;
+    next.live = p.record.spec.method == Method::Live && i.may_run();
     Some(next)
+}
+
+/// The running state could not be moved: the instance goes on where it is. A daemon that does not answer says nothing;
+/// then the instance's place will.
+fn live_failed(p: &mut Pass<'_>, e: &ServerError) -> Option<Transition> {
+    if e.is_transient() {
+        return None;
+    }
+    let (to, name) = (&p.record.spec.to, &p.record.spec.from.name);
+    let leftover = e.message.contains("already exists on migration target storage")
+        || e.message.contains("exists in database but not on storage");
+    if leftover {
+        let member = to.member.as_deref().unwrap_or("the target");
+        let fix = format!(
+            "on {member}: delete what is left of {name} in pool {}, then: incus admin sql global \"DELETE FROM storage_volumes WHERE name='{name}' AND node_id=(SELECT id FROM nodes WHERE name='{member}')\"",
+            to.pool.as_deref().unwrap_or("default")
+        );
+        let message = format!("an earlier move left a volume of {name} on {member}: {}", e.message);
+        return Some(p.undo(Reason::LeftoverVolume, message, Some(fix)));
+    }
+    Some(super::live::failed(p, e))
 }
 
 /// A daemon that died between the copy and the end of the deletion leaves both. Which one is whole cannot be seen.

@@ -7,6 +7,7 @@ mod cold;
 mod effect;
 mod finish;
 mod internal;
+mod live;
 mod pass;
 pub mod rounds;
 mod undo;
@@ -20,6 +21,7 @@ use jiff::Timestamp;
 
 pub use body::{incoming_definition, plain_config};
 pub use effect::{Backup, Effect, EffectKind, End, Request, Transfer, Wiring};
+pub use live::between_servers;
 pub use pass::{Look, Transition, measured};
 pub use view::{Copy, EndView, Outcome, Read, Spent, StopRules, Task, View, Wish, reads};
 
@@ -71,6 +73,7 @@ pub fn step(record: &Record, view: &View, now: Timestamp) -> Transition {
         Step::Committed => finish::committed(&mut pass),
         Step::Started => finish::started(&mut pass),
         Step::Retired => finish::retired(&mut pass),
-        Step::Precopied | Step::Restoring | Step::Cleaned | Step::Undoing => pass.rest(),
+        Step::Restoring => live::restoring(&mut pass),
+        Step::Precopied | Step::Cleaned | Step::Undoing => pass.rest(),
     }
 }

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use berth_api::moves::{MoveError, Progress as MoveProgress, PutBack, StepRecord, UndoCause};
-use berth_api::{GoDuration, MicroTime, Outcome as MoveOutcome, Reason, Step};
+use berth_api::{GoDuration, Method, MicroTime, Outcome as MoveOutcome, Reason, Step};
 use jiff::Timestamp;
 
 use super::effect::{Effect, EffectKind, End, Request};
@@ -92,7 +92,7 @@ impl<'a> Pass<'a> {
         let needs_lease = matches!(
             request,
             Request::Stop { .. } | Request::ForceStop | Request::Rename { .. }
-        );
+        ) || (matches!(request, Request::Remove) && !marks::is_unique_name(&at.name));
         if needs_lease && !self.view.lease_is_safe {
             return self.wait(RETRY);
         }
@@ -119,7 +119,16 @@ impl<'a> Pass<'a> {
             let known = self.record.status.progress.unwrap_or_default();
             self.record.status.progress = Some(measured(known, *told));
         }
-        if *effect == EffectKind::Transfer && (step == Step::Undoing || self.undo_wished().is_some()) {
+        let live =
+            self.record.spec.method == Method::Live && matches!(effect, EffectKind::Transfer | EffectKind::Relocate);
+        if live
+            && step != Step::Undoing
+            && let Some(t) = super::live::overdue(self)
+        {
+            return Some(t);
+        }
+        let cancellable = *effect == EffectKind::Transfer || live;
+        if cancellable && (step == Step::Undoing || self.undo_wished().is_some()) {
             if step != Step::Undoing {
                 return Some(self.undo_as_wished());
             }
@@ -128,7 +137,13 @@ impl<'a> Pass<'a> {
             cancel.look = Look::After(RETRY);
             return Some(cancel);
         }
-        Some(self.wait(Duration::from_secs(5)))
+        Some(self.wait(self.until_overdue(Duration::from_secs(5))))
+    }
+
+    /// That time, or the shorter one until a live move is given up.
+    fn until_overdue(&self, at_most: Duration) -> Duration {
+        let left = super::live::deadline(&self.record).map(|d| d.duration_since(self.now));
+        left.map_or(at_most, |l| Duration::try_from(l).unwrap_or_default().min(at_most))
     }
 
     /// Enters `step`.
@@ -176,6 +191,10 @@ impl<'a> Pass<'a> {
     pub fn undo(&mut self, reason: Reason, message: impl Into<String>, fix: Option<String>) -> Transition {
         let message = one_line(&message.into());
         self.advance(Step::Undoing);
+        if super::is_internal(&self.record) {
+            // written before the server moved the instance live, and it did not
+            self.record.status.committed_at = None;
+        }
         let cancelled = reason == Reason::MoveCancelled;
         self.record.status.undo = Some(UndoCause {
             reason: reason.as_str().to_owned(),

@@ -8,6 +8,7 @@ use super::backup;
 use super::cold::{cancel_lost_operation, leftover_fix};
 use super::effect::{EffectKind, End, Request};
 use super::finish::{put_back_cloud_init, remove_strays, restore_keys, unmark};
+use super::live;
 use super::pass::{Pass, Transition};
 use super::view::{Copy, EndView, target_places};
 use super::warm::remove_temporary;
@@ -25,9 +26,13 @@ pub(super) fn undoing(p: &mut Pass<'_>) -> Transition {
     if let Some(t) = p.wait_for_end(&view.source) {
         return t;
     }
+    if let Some(t) = live::stop_copy(p) {
+        return t;
+    }
     let sends = p.record.status.stopped_at.is_some() || sends_to_the_copy(p);
     if sends
         && !super::is_internal(&p.record)
+        && !live::between_servers(&p.record)
         && let Some(t) = cancel_lost_operation(p)
     {
         return t;
@@ -100,7 +105,7 @@ fn restore_source(p: &mut Pass<'_>, source: &Copy) -> Option<Transition> {
             EffectKind::Start,
             End::Source,
             &i.at,
-            Request::Start { stateful: false },
+            Request::Start { stateful: i.stateful },
         ));
     }
     if ran && i.power == Power::Running && p.record.status.stopped_at.is_none() && late_stop_is_possible(p) {
@@ -265,6 +270,9 @@ fn leftover(p: &mut Pass<'_>, at: &InstanceRef) -> Transition {
 }
 
 fn end(p: &mut Pass<'_>) -> Transition {
+    if let Some(t) = live::must_not_be_stopped(p) {
+        return t;
+    }
     let cancelled = p.record.status.undo.as_ref().is_some_and(|u| u.cancelled);
     p.finish(if cancelled {
         MoveOutcome::Cancelled

@@ -88,7 +88,7 @@ fn both<'a>(p: &mut Pass<'a>) -> Result<Both<'a>, Box<Transition>> {
 }
 
 /// What is not as it should be about the copy, in a sentence.
-fn difference(p: &Pass<'_>, source: &Copy, target: &Copy, facts: &ServerFacts) -> Option<String> {
+pub(super) fn difference(p: &Pass<'_>, source: &Copy, target: &Copy, facts: &ServerFacts) -> Option<String> {
     let (s, t) = (&source.fresh.instance, &target.fresh.instance);
     let expected = incoming_definition(&p.record.spec, &p.record.name, s, facts);
     if (t.kind, &t.architecture) != (s.kind, &s.architecture) {

@@ -106,6 +106,8 @@ pub struct Outcome {
     pub result: Result<(), ServerError>,
     /// What it took.
     pub spent: Spent,
+    /// How long ago the first of a transfer's two operations was seen to end: from then on both guests may run.
+    pub first_end_ago: Duration,
 }
 
 /// What an effect took, as this process measured it.
@@ -194,7 +196,10 @@ pub fn target_places(record: &Record) -> Vec<InstanceRef> {
 /// The reads that the next step of `record` needs.
 pub fn reads(record: &Record) -> Vec<Read> {
     let step = record.status.step().unwrap_or(Step::Accepted);
-    let verifying = matches!(step, Step::Transferred | Step::Stopped | Step::Verified);
+    let verifying = matches!(
+        step,
+        Step::Transferred | Step::Stopped | Step::Verified | Step::Restoring
+    );
     let warm = super::is_warm(record);
     // temporary snapshots that are to be deleted are read where that is done
     let temporary = record.status.precopy.as_ref().is_some_and(|w| !w.snapshots.is_empty());
@@ -213,12 +218,14 @@ pub fn reads(record: &Record) -> Vec<Read> {
     if step == Step::Accepted || (step == Step::Marked && !warm) {
         return reads;
     }
-    if step == Step::Committed {
+    // a live move stops its source then, any other must not wait for its server
+    if step == Step::Committed && !super::live::between_servers(record) {
         reads.clear();
     }
     reads.extend(target_places(record).into_iter().map(instance(End::Target, at_target)));
     let begun = record.status.names.as_ref().is_some_and(|n| n.incoming.is_some());
-    let transfers = matches!(step, Step::Stopped) || (warm && matches!(step, Step::Marked | Step::Precopied));
+    let transfers =
+        matches!(step, Step::Stopped | Step::Restoring) || (warm && matches!(step, Step::Marked | Step::Precopied));
     // a backup is not deleted while it is being made
     let has_backup = record.status.names.as_ref().is_some_and(|n| n.backup.is_some());
     if step == Step::Started && has_backup {

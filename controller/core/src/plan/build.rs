@@ -50,6 +50,7 @@ pub(super) fn build(desired: &Desired, located: &Located, world: &World, facts: 
         located,
         source,
         target: facts,
+        target_view: target,
         to: &to,
         transfer,
         world,
@@ -63,7 +64,11 @@ pub(super) fn build(desired: &Desired, located: &Located, world: &World, facts: 
     } = methods::choose(&case, &mut blockers);
     let inputs = case.inputs(method);
     let dropped = dropped::dropped(&case, world, &mut blockers);
-    let guard = guards(desired, located, world, &to, internal, &mut blockers);
+    let mut guard = guards(desired, located, world, &to, internal, &mut blockers);
+    if method == Method::Live {
+        // it arrives running
+        guard.target = GuardKind::None;
+    }
     let end = |location: &Location, fingerprint: &str| MoveEnd::new(location, fingerprint);
     let mut spec = InstanceMoveSpec {
         guard,
@@ -75,6 +80,7 @@ pub(super) fn build(desired: &Desired, located: &Located, world: &World, facts: 
         estimate,
         inputs: (method != Method::Cold).then_some(inputs),
         warm: (method == Method::Warm).then_some(desired.spec.warm),
+        live: (method == Method::Live).then_some(desired.spec.live),
         ..spec(
             desired,
             located,

@@ -29,6 +29,8 @@ pub(super) struct Case<'a> {
     pub source: &'a ServerView,
     /// The server where it goes: the same one for a move inside it.
     pub target: &'a ServerFacts,
+    /// The same as its InstanceServer has it.
+    pub target_view: &'a ServerView,
     /// Where exactly it goes.
     pub to: &'a Location,
     /// Way of the data.

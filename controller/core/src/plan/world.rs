@@ -137,6 +137,8 @@ pub struct ServerView {
     pub allow_unsafe_overrides: bool,
     /// Which ways the data took to it, by the InstanceServer that they came from.
     pub ways: BTreeMap<String, Way>,
+    /// Whether live moves to and from other independent servers are allowed.
+    pub live_between_servers: bool,
 }
 
 /// What is known of the ways from one server to another, with the versions and addresses that they have now.

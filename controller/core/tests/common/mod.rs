@@ -61,6 +61,8 @@ pub fn facts(fingerprint: &str) -> ServerFacts {
         architectures: vec!["x86_64".into()],
         containers: true,
         virtual_machines: false,
+        qemu: None,
+        processor: None,
         extensions: ["container_push_target", "instance_move_config", "clustering_groups"]
             .map(String::from)
             .into(),
@@ -100,6 +102,7 @@ pub fn server<const N: usize>(fingerprint: &str, instances: [Instance; N]) -> Se
         free_outgoing: 2,
         ways: Default::default(),
         allow_unsafe_overrides: false,
+        live_between_servers: true,
     }
 }
 

@@ -135,6 +135,7 @@ impl Town {
             address: format!("https://{host}"),
             peer_address: None,
             allow_unsafe_overrides: false,
+            live_between_servers: true,
         };
         let connection = Arc::new(self.world.connect(&self.controller, host));
         self.engine.registry().upsert(

@@ -155,6 +155,7 @@ impl Check<'_> {
             InstanceKind::Container => self.facts.containers,
             InstanceKind::VirtualMachine => self.facts.virtual_machines,
         };
+        self.saved_state();
         if !can {
             let message = format!(
                 "{} cannot hold a {}",
@@ -163,6 +164,21 @@ impl Check<'_> {
             );
             self.refuse(Reason::MethodImpossible, message, None);
         }
+    }
+
+    /// Memory that was saved with a stateful stop stays on its server: only a cluster moves it with the disk.
+    fn saved_state(&mut self) {
+        let (i, server) = (&self.located.instance, &self.located.server);
+        if !i.stateful || i.may_run() || self.internal {
+            return;
+        }
+        let (at, cli) = (&i.at, self.facts.product.cli());
+        let name = format!("{server}:{} --project {}", at.name, at.project);
+        let message = format!("{at} holds a saved running state, which would stay behind on {server}");
+        let fix = format!(
+            "go on from it first: {cli} start {name}; or give it up: {cli} start --stateless {name} && {cli} stop {name}"
+        );
+        self.refuse(Reason::MethodImpossible, message, fix);
     }
 
     pub(super) fn architecture(&mut self, there: &str) {

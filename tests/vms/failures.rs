@@ -1,0 +1,118 @@
+//! Live moves that fail: the guest runs exactly once afterwards, where it was or where it was going, without a new boot.
+
+use std::time::{Duration, Instant};
+
+use berth_tests::{NewVm, Placement, Test, wait_for};
+use serde_json::{Value, json};
+
+use super::LONG;
+
+/// A guest on i1 that is about to be moved live to i2.
+async fn begun(test: &Test, live: Value) -> (String, String) {
+    let (lab, vm) = (test.lab(), test.unique("vm"));
+    lab.create_vm(lab.server("i1"), &vm, &NewVm::default()).await;
+    test.add_servers(&["i1", "i2"]).await;
+    test.controller().await;
+    let boot = lab.wait_ticking(&vm).await;
+    let spec = json!({"methods": ["Live"], "live": live});
+    test.place(&Placement::new(&vm, "i2").with(spec)).await;
+    test.wait_step(&vm, &["Restoring"], LONG).await;
+    (vm, boot)
+}
+
+/// Waits for the end of the first move; its outcome.
+async fn ended(test: &Test, vm: &str) -> Value {
+    wait_for("the move to be over", LONG, || async {
+        let first = test.moves(vm).await.into_iter().next().unwrap_or_default();
+        match first["status"]["outcome"].as_str() {
+            Some(_) => Ok(first),
+            None => Err(format!("{:#}", first["status"])),
+        }
+    })
+    .await
+}
+
+/// The guest ticks, with the same boot id, on one server alone.
+async fn runs_once(test: &Test, vm: &str, boot: &str) {
+    let lab = test.lab();
+    wait_for("one copy to run", LONG, || async {
+        let places = lab.whereabouts(vm).await;
+        let running = places.iter().filter(|(_, status)| status != "Stopped").count();
+        if running == 1 {
+            Ok(())
+        } else {
+            Err(format!("{places:?}"))
+        }
+    })
+    .await;
+    assert_eq!(lab.wait_ticking(vm).await, boot, "the guest was never stopped");
+    let since = Instant::now();
+    lab.wait_ticking(vm).await;
+    assert!(lab.heard(vm, since).repeated.is_empty(), "one guest runs");
+}
+
+pub async fn a_cancelled_live_move_leaves_the_guest_where_it_was(test: Test) {
+    let (vm, boot) = begun(&test, json!({})).await;
+    let name = test.moves(&vm).await[0]["metadata"]["name"]
+        .as_str()
+        .unwrap_or_default()
+        .to_owned();
+    test.patch("InstanceMove", &name, json!({"spec": {"cancel": true}}))
+        .await;
+    let first = ended(&test, &vm).await;
+    // it may have been over before the wish was read
+    let outcome = first["status"]["outcome"].as_str().unwrap_or_default();
+    assert!(["Cancelled", "Succeeded"].contains(&outcome), "{first:#}");
+    runs_once(&test, &vm, &boot).await;
+}
+
+pub async fn a_live_move_over_a_slow_link_is_given_up_in_time(test: Test) {
+    let lab = test.lab();
+    lab.server("i1").throttle("2mbit").await;
+    let (vm, boot) = begun(&test, json!({"timeout": "10s"})).await;
+    let first = ended(&test, &vm).await;
+    lab.server("i1").throttle("off").await;
+    assert_eq!(first["status"]["outcome"], "Undone", "{first:#}");
+    assert!(
+        first["status"]["undo"]["message"].to_string().contains("live.timeout"),
+        "{first:#}"
+    );
+    assert_eq!(lab.server("i1").status(&vm).await, "Running");
+    // the next attempt, over a link that is as it should be, gets it there
+    test.patch("InstancePlacement", &vm, json!({"spec": {"live": {"timeout": "1h"}}}))
+        .await;
+    test.wait_in_place(&vm, "i2", LONG).await;
+    runs_once(&test, &vm, &boot).await;
+}
+
+pub async fn a_live_move_ends_well_whichever_daemon_is_killed(test: Test) {
+    let lab = test.lab();
+    for victim in ["i2", "i1"] {
+        let id = test.unique("vm");
+        let vm = format!("{victim}-{id}");
+        lab.create_vm(lab.server("i1"), &vm, &NewVm::default()).await;
+        if victim == "i2" {
+            test.add_servers(&["i1", "i2"]).await;
+            test.controller().await;
+        }
+        let boot = lab.wait_ticking(&vm).await;
+        // slow enough to be hit in the middle
+        lab.server("i1").throttle("20mbit").await;
+        test.place(&Placement::new(&vm, "i2").with(json!({"methods": ["Live"]})))
+            .await;
+        test.wait_step(&vm, &["Restoring"], LONG).await;
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let server = lab.server(victim);
+        server.kill_daemon().await;
+        lab.server("i1").throttle("off").await;
+        server.start_daemon().await;
+        let first = ended(&test, &vm).await;
+        eprintln!(
+            "{victim} killed: {} {}",
+            first["status"]["outcome"], first["status"]["lastError"]
+        );
+        test.patch("InstancePlacement", &vm, json!({"spec": {"suspend": true}}))
+            .await;
+        runs_once(&test, &vm, &boot).await;
+    }
+}
