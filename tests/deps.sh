@@ -37,8 +37,8 @@ rust() {
 gitops() { [ "$what" = demo ] && echo "${GITOPS:-}" || echo flux argo; } # which are needed
 gitops_built() { local tool; for tool in $(gitops); do "$HERE/gitops/$tool.sh" check >/dev/null || return 1; done; }
 go() {
-  "$HERE/kubernetes/control-plane.sh" check >/dev/null && "$HERE/kubernetes/control-plane.sh" check-tools >/dev/null &&
-    gitops_built && return
+  "$HERE/kubernetes/control-plane.sh" check >/dev/null && gitops_built &&
+    { [ "$what" = demo ] || "$HERE/kubernetes/control-plane.sh" check-tools >/dev/null; } && return
   "$HERE/kubernetes/control-plane.sh" find-go >/dev/null 2>&1 && return
   # shellcheck disable=SC1091
   local backports; backports=$(. /etc/os-release && echo "${VERSION_CODENAME:-}-backports")
@@ -59,5 +59,6 @@ rust
 "$HERE/lab/lab.sh" deps || exit 1
 [ "$what" = demo ] || "$HERE/lab/lab.sh" mkroot || echo "deps: suites with Incus 7 will be skipped" >&2
 go
-"$HERE/kubernetes/control-plane.sh" build && "$HERE/kubernetes/control-plane.sh" build-tools || exit 1
+"$HERE/kubernetes/control-plane.sh" build || exit 1
+[ "$what" = demo ] || "$HERE/kubernetes/control-plane.sh" build-tools || exit 1
 for tool in $(gitops); do "$HERE/gitops/$tool.sh" build || exit 1; done
