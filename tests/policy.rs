@@ -75,6 +75,10 @@ async fn a_window_that_closes_before_the_stop_sends_the_move_back(test: Test) {
     test.retarget(&web.name, json!({"server": "l2"})).await;
     road.caught().await;
     patch_spec(&test, &web.name, json!({"windows": far_window()})).await;
+    test.wait_object("InstancePlacement", &web.name, "the new windows seen", SOON, |o| {
+        o["status"]["observedGeneration"] == o["metadata"]["generation"]
+    })
+    .await;
     road.release().await;
     test.wait_ready("InstancePlacement", &web.name, "False/WaitingForWindow", SOON)
         .await;
