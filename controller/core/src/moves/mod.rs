@@ -10,6 +10,7 @@ mod internal;
 mod live;
 mod pass;
 pub mod rounds;
+mod said;
 mod undo;
 mod verify;
 mod view;
@@ -48,6 +49,14 @@ pub fn is_restart(record: &Record) -> bool {
 ///
 /// A record with an unknown step is left alone: a newer controller wrote it.
 pub fn step(record: &Record, view: &View, now: Timestamp) -> Transition {
+    let mut next = next(record, view, now);
+    if next.record != *record {
+        said::say(&mut next.record, now);
+    }
+    next
+}
+
+fn next(record: &Record, view: &View, now: Timestamp) -> Transition {
     let mut pass = Pass::new(record, view, now);
     if record.finished() {
         return pass.rest();
