@@ -83,13 +83,13 @@ impl Suite {
         Suite {
             name,
             needs,
-            timeout: Duration::from_secs(180),
+            timeout: Duration::from_secs(600),
             side_by_side: 4,
             tests: Vec::new(),
         }
     }
 
-    /// How long one test may take (default 180 s).
+    /// How long one test may take (default 600 s).
     pub fn timeout(mut self, timeout: Duration) -> Suite {
         self.timeout = timeout;
         self
