@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use berth_tests::{NewInstance, Placement, Server, Test, reason};
+use berth_tests::{NewInstance, Placement, Server, Test, condition, reason};
 use serde_json::{Value, json};
 
 berth_tests::suite! {
@@ -115,6 +115,12 @@ async fn moves(test: &Test, from: &str, to: &str, new: &NewInstance, spec: Value
     let moves = test.moves(&name).await;
     assert_eq!(moves.len(), 1, "{moves:#?}");
     assert_eq!(moves[0]["status"]["outcome"], "Succeeded");
+    assert_eq!(reason(&moves[0]), "True/Succeeded", "{}", moves[0]["status"]);
+    assert_eq!(condition(&moves[0], "Reconciling"), None, "it is over");
+    assert_eq!(
+        moves[0]["status"]["observedGeneration"],
+        moves[0]["metadata"]["generation"]
+    );
     assert!(moves[0]["status"]["downtime"].is_string(), "the downtime was measured");
     assert_eq!(moves[0]["metadata"].get("finalizers"), None, "nothing holds the record");
     assert_eq!(
