@@ -126,13 +126,13 @@ async fn a_move_that_is_not_committed_in_time_is_undone(test: Test) {
     let _controller = test.controller().await;
     test.wait_in_place(&web.name, "i1", SOON).await;
     road.catch(&[(Call::Offer, &web.name)]);
-    patch_spec(&test, &web.name, json!({"timeout": "5s", "target": {"server": "i2"}})).await;
+    patch_spec(&test, &web.name, json!({"timeout": "15s", "target": {"server": "i2"}})).await;
     road.caught().await;
-    wait_until("five seconds to be over", SOON, || async {
+    wait_until("fifteen seconds to be over", SOON, || async {
         let moves = test.moves(&web.name).await;
         let started = moves[0]["status"]["startedAt"].as_str().unwrap_or_default().to_owned();
         let started: Result<jiff::Timestamp, _> = started.parse();
-        started.is_ok_and(|t| jiff::Timestamp::now().duration_since(t).as_secs() > 5)
+        started.is_ok_and(|t| jiff::Timestamp::now().duration_since(t).as_secs() > 15)
     })
     .await;
     // the next attempt may take as long as it needs
