@@ -1,7 +1,7 @@
 #!/bin/bash
 # run.sh - all checks and suites, or with arguments those that `cargo test` selects by them: run.sh --test harness -- word
 # Everything is built as one workspace: for single packages cargo would build the dependencies anew, with other features.
-# Suites run side by side in lanes (LANES, default 3); a lane has a control plane and servers of its own, which its suites share and which
+# Suites run side by side in lanes (LANES, default 2, one for each core of a small machine); a lane has a control plane and servers of its own, which its suites share and which
 # end with this script. Suites spend most of their time waiting for servers. The last line is the sum of all.
 set -u
 HERE=$(cd "$(dirname "$0")" && pwd); cd "$HERE/.." || exit 1
@@ -64,7 +64,7 @@ queue() { # the programs that cargo built: NAME PROGRAM FOLDER, those that take 
 targets=() words=()
 while [ $# -gt 0 ] && [ "$1" != -- ]; do targets+=("$1"); shift; done
 [ $# = 0 ] || { shift; words=("$@"); }
-[ ${#targets[@]} -gt 0 ] || { "$HERE/lint.sh" || failed=$((failed + 1)); targets=(--tests); lanes=${LANES:-3}; }
+[ ${#targets[@]} -gt 0 ] || { "$HERE/lint.sh" || failed=$((failed + 1)); targets=(--tests); lanes=${LANES:-2}; }
 reason=$("$LAB" check) && reason=$("$CONTROL_PLANE" check) && reason=""
 [ -z "$reason" ] || { echo "run: suites with real servers are skipped: $reason"; lanes=1; }
 for n in $(seq $lanes); do make_lane "$n"; [ -n "$reason" ] || start_lane "$n"; done
