@@ -1,34 +1,15 @@
-//! The Helm chart: it lints, it renders with every kind of values, the real API server takes what it renders, and the
-//! rights that it gives are enough for a move and no more.
-//!
-//! `helm` is built by `tests/kubernetes/control-plane.sh build-tools`. Without it the whole suite counts as skipped.
+//! The Helm chart: it lints, it renders with every kind of values, and the real API server takes what it renders. What
+//! becomes of a release is in `helm.rs`, what it may do in `rights.rs`.
 
-use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode, Output};
-use std::time::Duration;
+use std::path::Path;
+use std::process::{Command, Output};
 
-use berth_tests::{ControllerOptions, NewInstance, Placement, Test, condition};
-use libtest_mimic::{Arguments, Trial};
+use berth_tests::{Test, helm_program, objects_of};
 use serde_json::{Value, json};
 
-/// The suite, and the names of its tests for when it is skipped.
-macro_rules! tests {
-    ($($test:ident,)+) => {
-        const TESTS: &[&str] = &[$(stringify!($test),)+];
-
-        mod suite {
-            use super::*;
-
-            berth_tests::suite! { needs: [Kube, Lab], together: [$($test,)+], alone: [] }
-
-            pub(super) fn run() -> ExitCode {
-                main()
-            }
-        }
-    };
-}
-
-tests! {
+berth_tests::suite! {
+    needs: [Kube, Helm],
+    together: [
     the_chart_lints_without_a_warning,
     every_set_of_values_renders_and_is_accepted_by_the_api_server,
     every_set_of_values_has_the_schema_of_the_api_server,
@@ -37,17 +18,8 @@ tests! {
     the_bundle_and_the_kustomize_base_are_made_from_the_chart,
     the_definitions_are_those_of_the_project_and_are_kept_at_an_uninstall,
     the_pod_satisfies_the_restricted_pod_security_standard,
-    the_rights_of_the_chart_are_those_that_it_names_and_no_others,
-    the_rights_of_the_chart_are_enough_for_a_move,
-}
-
-fn main() -> ExitCode {
-    let Err(reason) = helm() else {
-        return suite::run();
-    };
-    eprintln!("chart: skipped, {reason}");
-    let skipped = |name: &&str| Trial::test(name.replace('_', " "), || Ok(())).with_ignored_flag(true);
-    libtest_mimic::run(&Arguments::from_args(), TESTS.iter().map(skipped).collect()).exit_code()
+    ],
+    alone: [],
 }
 
 fn root() -> &'static Path {
@@ -56,38 +28,12 @@ fn root() -> &'static Path {
         .expect("tests/ has a parent")
 }
 
-/// The helm program of the cache folder, else the one of `$PATH`; or what to do about it.
-fn helm() -> Result<PathBuf, String> {
-    let script = root().join("tests/kubernetes/control-plane.sh");
-    let say = |what: &str| {
-        let output = Command::new(&script).arg(what).output();
-        let output = output.map_err(|error| format!("{} cannot be run: {error}", script.display()))?;
-        let text = String::from_utf8_lossy(&output.stdout).trim().to_owned();
-        if output.status.success() { Ok(text) } else { Err(text) }
-    };
-    let built = say("programs").map(|dir| PathBuf::from(dir).join("helm"));
-    match built {
-        Ok(path) if path.exists() => Ok(path),
-        _ => {
-            let path = std::env::var_os("PATH").unwrap_or_default();
-            let found = std::env::split_paths(&path)
-                .map(|dir| dir.join("helm"))
-                .find(|path| path.exists());
-            found.ok_or_else(|| {
-                say("check-tools")
-                    .err()
-                    .unwrap_or_else(|| "there is no helm".to_owned())
-            })
-        }
-    }
-}
-
 /// Runs helm on the chart with its caches in the test's folder.
 fn run_helm(test: &Test, args: &[&str], values: &Value) -> Output {
     let file = test.dir().join("values.yaml");
     std::fs::write(&file, values.to_string()).expect("the values can be written");
     let (action, rest) = args.split_first().expect("an action");
-    let program = helm().expect("helm was there a moment ago");
+    let program = helm_program().expect("helm was there a moment ago");
     let mut command = Command::new(program);
     command.arg(action).args(rest).arg(root().join("charts/berth"));
     command.arg("--values").arg(&file);
@@ -108,11 +54,7 @@ fn render(test: &Test, values: &Value) -> (String, Vec<Value>) {
     let output = run_helm(test, &["template", &release, "--namespace", &namespace], values);
     assert!(output.status.success(), "{values}: {}", said(&output));
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    let documents = text.split("\n---").map(|document| {
-        let value: Value = serde_yaml::from_str(document).unwrap_or_else(|error| panic!("{error}:\n{document}"));
-        value
-    });
-    let objects = documents.filter(|document| !document.is_null()).collect();
+    let objects = objects_of(&text);
     (text, objects)
 }
 
@@ -248,7 +190,7 @@ async fn every_set_of_values_has_the_schema_of_the_api_server(test: Test) {
         "{}/{{{{.ResourceKind}}}}_{{{{.Group}}}}_{{{{.ResourceAPIVersion}}}}.json",
         folder.display()
     );
-    let program = helm()
+    let program = helm_program()
         .expect("helm was there a moment ago")
         .with_file_name("kubeconform");
     for values in sets_of_values(&test) {
@@ -411,128 +353,4 @@ async fn the_pod_satisfies_the_restricted_pod_security_standard(test: Test) {
         pod["spec"]["priorityClassName"] = json!("");
         test.apply(&pod.to_string()).await;
     }
-}
-
-/// Applies the chart without its definitions, which all suites share; the name of its service account.
-async fn install(test: &Test, values: Value) -> String {
-    let (text, objects) = render(test, &values);
-    test.apply(&text).await;
-    let account = &of_kind(&objects, "ServiceAccount")[0]["metadata"]["name"];
-    account.as_str().unwrap_or_default().to_owned()
-}
-
-/// Takes away what [`install`] left outside the test's namespace.
-async fn uninstall_cluster_wide(test: &Test) {
-    let release = format!("app.kubernetes.io/instance={}", test.unique("chart"));
-    let args = ["delete", "clusterrole,clusterrolebinding", "-l", &release];
-    let done = test.kube().kubectl(&args).await;
-    done.expect("the cluster-wide roles can be deleted");
-}
-
-async fn may(test: &Test, account: &str, namespace: &str, verb: &str, resource: &str) -> bool {
-    let user = format!("system:serviceaccount:{}:{account}", test.namespace());
-    let args = ["auth", "can-i", verb, resource, "-n", namespace, "--as", &user];
-    // "no" ends with 1, and so does an error: the caller asks for something allowed, too
-    test.kube().kubectl(&args).await.is_ok()
-}
-
-async fn the_rights_of_the_chart_are_those_that_it_names_and_no_others(test: Test) {
-    let here = test.namespace();
-    let account = install(&test, json!({"crds": {"enabled": false}, "namespaces": [here]})).await;
-    for (verb, resource) in [
-        ("get", "secrets"),
-        ("watch", "instanceplacements.berth.dev"),
-        ("create", "instancemoves.berth.dev"),
-        ("delete", "instancemoves.berth.dev"),
-        ("patch", "instanceplacements.berth.dev/status"),
-        ("get", "customresourcedefinitions/instanceservers.berth.dev"),
-    ] {
-        assert!(
-            may(&test, &account, &here, verb, resource).await,
-            "{verb} {resource} is allowed"
-        );
-    }
-    for (verb, resource) in [
-        ("list", "secrets"),
-        ("watch", "secrets"),
-        ("create", "secrets"),
-        ("patch", "secrets"),
-        ("update", "instanceplacements.berth.dev"),
-        ("delete", "instanceplacements.berth.dev"),
-        ("create", "instanceplacements.berth.dev"),
-        ("delete", "instanceservers.berth.dev"),
-        ("list", "pods"),
-        ("list", "namespaces"),
-        ("get", "customresourcedefinitions/others.example.com"),
-        ("update", "leases.coordination.k8s.io/somebody-elses"),
-    ] {
-        assert!(
-            !may(&test, &account, &here, verb, resource).await,
-            "{verb} {resource} is refused"
-        );
-    }
-    for (verb, resource) in [("get", "secrets"), ("list", "instanceplacements.berth.dev")] {
-        assert!(
-            !may(&test, &account, "default", verb, resource).await,
-            "{verb} {resource} elsewhere"
-        );
-    }
-    uninstall_cluster_wide(&test).await;
-
-    let values = json!({"crds": {"enabled": false}, "trustTokens": {"enabled": true}});
-    let account = install(&test, values).await;
-    assert!(
-        may(&test, &account, "default", "list", "instanceplacements.berth.dev").await,
-        "everywhere"
-    );
-    assert!(
-        may(&test, &account, &here, "create", "secrets").await,
-        "for trust tokens"
-    );
-    assert!(
-        !may(&test, &account, &here, "list", "secrets").await,
-        "never all secrets"
-    );
-    uninstall_cluster_wide(&test).await;
-}
-
-/// A kubeconfig that logs in as the chart's service account.
-async fn kubeconfig_of(test: &Test, account: &str) -> PathBuf {
-    let namespace = test.namespace();
-    let args = ["create", "token", account, "-n", &namespace];
-    let token = test.kube().kubectl(&args).await.expect("the account gets a token");
-    let text = std::fs::read_to_string(test.kube().kubeconfig()).expect("the admin's kubeconfig can be read");
-    let mut config: Value = serde_yaml::from_str(&text).expect("it is YAML");
-    config["users"][0]["user"] = json!({"token": token.trim()});
-    let path = test.dir().join("kubeconfig");
-    std::fs::write(&path, config.to_string()).expect("a kubeconfig can be written");
-    path
-}
-
-async fn the_rights_of_the_chart_are_enough_for_a_move(test: Test) {
-    let values = json!({"crds": {"enabled": false}, "namespaces": [test.namespace()]});
-    let account = install(&test, values).await;
-    let deployment = of_kind(&render(&test, &json!({})).1, "Deployment")[0].clone();
-    let args = deployment["spec"]["template"]["spec"]["containers"][0]["args"].clone();
-    // the Lease may be written under the name that the chart gives it, and no other
-    let lease = args.as_array().into_iter().flatten().filter_map(Value::as_str);
-    let lease = lease.filter(|arg| arg.starts_with("--lease-name=")).map(str::to_owned);
-    let options = ControllerOptions {
-        leader_election: true,
-        kubeconfig: Some(kubeconfig_of(&test, &account).await),
-        args: lease.collect(),
-        ..ControllerOptions::default()
-    };
-    let controller = test.controller_with(options).await;
-
-    let name = test.unique("web");
-    test.lab().server("i1").create(&name, &NewInstance::default()).await;
-    test.add_servers(&["i1", "i2"]).await;
-    test.place(&Placement::new(&name, "i2")).await;
-    let placement = test.wait_in_place(&name, "i2", Duration::from_secs(60)).await;
-    assert_eq!(condition(&placement, "Stalled"), None);
-    assert!(!test.events(&name).await.is_empty(), "events are written");
-    let log = controller.log();
-    assert!(!log.contains("forbidden"), "something is refused: {log}");
-    uninstall_cluster_wide(&test).await;
 }

@@ -25,6 +25,8 @@ pub struct ControllerOptions {
     pub kubeconfig: Option<PathBuf>,
     /// Further arguments of `berth controller`.
     pub args: Vec<String>,
+    /// All arguments but its listener's address, instead of the usual ones; `args` are not looked at then.
+    pub command: Option<Vec<String>>,
     /// Further environment.
     pub env: Vec<(String, String)>,
 }
@@ -65,11 +67,15 @@ impl Controller {
         let port = free_port();
         let namespace = test.namespace();
         let mut command = Command::new(program);
+        match &options.command {
+            Some(all) => command.args(all),
+            None => command
+                .args(["controller", "--namespace", &namespace, "--lease-namespace", &namespace])
+                .arg(format!("--leader-elect={}", options.leader_election))
+                .args(&options.args),
+        };
         command
-            .args(["controller", "--namespace", &namespace, "--lease-namespace", &namespace])
-            .arg(format!("--leader-elect={}", options.leader_election))
             .arg(format!("--listen-address=127.0.0.1:{port}"))
-            .args(&options.args)
             .env(
                 "KUBECONFIG",
                 options.kubeconfig.clone().unwrap_or_else(|| test.kube().kubeconfig()),
@@ -175,6 +181,14 @@ impl Controller {
     /// Port of its listener on 127.0.0.1.
     pub fn port(&self) -> u16 {
         self.port
+    }
+
+    /// The most memory that it has had so far, in bytes.
+    pub fn peak_memory(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid)).unwrap_or_default();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
+        kib.unwrap_or_else(|| panic!("the controller has ended: {status:?}")) << 10
     }
 
     /// What it has logged so far.

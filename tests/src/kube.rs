@@ -1,5 +1,6 @@
 //! The control plane of a test run, and what tests ask it.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -18,7 +19,7 @@ use crate::{shared, wait_for};
 
 static SHARED: OnceCell<Kube> = OnceCell::const_new();
 
-/// A running control plane with the project's CRDs.
+/// A running control plane, usually with the project's CRDs.
 pub struct Kube {
     dir: PathBuf,
     programs: PathBuf,
@@ -28,12 +29,14 @@ pub struct Kube {
 /// What `kubectl` answered.
 pub type Kubectl = Result<String, String>;
 
-/// A write as the API server's audit log tells it.
+/// A request as the API server's audit log tells it.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct AuditEvent {
-    /// create, update, patch, delete, deletecollection.
+    /// get, list, watch, create, update, patch, delete, deletecollection.
     pub verb: String,
+    /// Who asked.
+    pub user: User,
     /// Path and query.
     #[serde(rename = "requestURI")]
     pub request_uri: String,
@@ -43,14 +46,38 @@ pub struct AuditEvent {
     /// When the API server got it, RFC 3339.
     #[serde(default, rename = "requestReceivedTimestamp")]
     pub received: String,
-    /// What was written.
+    /// What it was about.
     #[serde(default)]
     pub object_ref: ObjectRef,
+    /// The answer.
+    #[serde(default)]
+    pub response_status: ResponseStatus,
+    /// Among others why it was allowed.
+    #[serde(default)]
+    pub annotations: BTreeMap<String, String>,
+}
+
+/// Who sent the request of an [`AuditEvent`].
+#[derive(Clone, Debug, Deserialize)]
+pub struct User {
+    /// e.g. `system:serviceaccount:shop:berth`.
+    pub username: String,
+}
+
+/// How the request of an [`AuditEvent`] was answered.
+#[derive(Clone, Debug, Default, Deserialize)]
+pub struct ResponseStatus {
+    /// As in HTTP.
+    #[serde(default)]
+    pub code: u16,
 }
 
 /// The object of an [`AuditEvent`].
 #[derive(Clone, Debug, Default, Deserialize)]
 pub struct ObjectRef {
+    /// Empty for the core group.
+    #[serde(default, rename = "apiGroup")]
+    pub group: String,
     /// Plural, e.g. `leases`.
     #[serde(default)]
     pub resource: String,
@@ -81,23 +108,34 @@ impl Kube {
 
     /// The control plane of this run: the one in `BERTH_KUBE_DIR`, or one that ends with this process.
     pub async fn shared() -> &'static Kube {
-        SHARED.get_or_init(Kube::start).await
+        SHARED
+            .get_or_init(|| async {
+                let dir = match std::env::var_os("BERTH_KUBE_DIR") {
+                    Some(dir) => PathBuf::from(dir),
+                    None => Kube::start_own().await,
+                };
+                let kube = Kube::in_dir(dir).await;
+                kube.install_crds().await;
+                kube
+            })
+            .await
     }
 
-    async fn start() -> Kube {
+    /// One that ends with this process and has no CRDs yet.
+    pub(crate) async fn bare() -> &'static Kube {
+        SHARED
+            .get_or_init(|| async { Kube::in_dir(Kube::start_own().await).await })
+            .await
+    }
+
+    async fn in_dir(dir: PathBuf) -> Kube {
         // an error means that somebody in this process has chosen already, and all choose the same
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-        let dir = match std::env::var_os("BERTH_KUBE_DIR") {
-            Some(dir) => PathBuf::from(dir),
-            None => Kube::start_own().await,
-        };
         let programs = std::process::Command::new(script()).arg("programs").output();
         let programs = programs.map(|out| String::from_utf8_lossy(&out.stdout).trim().to_owned());
         let programs = PathBuf::from(programs.unwrap_or_else(|error| panic!("cannot run {:?}: {error}", script())));
         let client = client_of(&dir.join("kubeconfig")).await;
-        let kube = Kube { dir, programs, client };
-        kube.install_crds().await;
-        kube
+        Kube { dir, programs, client }
     }
 
     async fn start_own() -> PathBuf {
@@ -227,6 +265,20 @@ impl Kube {
 
     /// All writes the API server has seen so far.
     pub fn writes(&self) -> Vec<AuditEvent> {
+        let mut requests = self.requests();
+        requests.retain(|request| !["get", "list", "watch"].contains(&request.verb.as_str()));
+        requests
+    }
+
+    /// All requests of a service account so far.
+    pub fn requests_of(&self, account: &str, namespace: &str) -> Vec<AuditEvent> {
+        let user = format!("system:serviceaccount:{namespace}:{account}");
+        let mut requests = self.requests();
+        requests.retain(|request| request.user.username == user);
+        requests
+    }
+
+    fn requests(&self) -> Vec<AuditEvent> {
         let log = std::fs::read_to_string(self.dir.join("audit.log")).unwrap_or_default();
         // the last line may be half written
         log.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()

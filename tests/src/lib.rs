@@ -5,6 +5,7 @@
 
 mod controller;
 mod gitops;
+mod helm;
 mod instance;
 mod kube;
 mod lab;
@@ -19,6 +20,7 @@ mod wait;
 
 pub use controller::{Controller, ControllerOptions};
 pub use gitops::{GitOps, Repository, argo_lua, example};
+pub use helm::{helm_program, objects_of, one_of_kind};
 pub use instance::NewInstance;
 pub use kube::{AuditEvent, Kube, Kubectl};
 pub use lab::{Lab, Product, Server};

@@ -14,6 +14,7 @@ use tokio::sync::RwLock;
 
 use crate::controller::{Controller, ControllerOptions};
 use crate::gitops::Tool;
+use crate::helm::helm_program;
 use crate::kube::Kube;
 use crate::lab::{self, Lab};
 use crate::shared;
@@ -21,8 +22,12 @@ use crate::shared;
 /// What a suite cannot run without.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Needs {
-    /// A Kubernetes control plane.
+    /// A Kubernetes control plane with the project's definitions.
     Kube,
+    /// One of the suite's own without them, instead of [`Needs::Kube`].
+    BareKube,
+    /// Helm.
+    Helm,
     /// Incus and LXD servers.
     Lab,
     /// Incus and LXD servers that can run virtual machines, instead of [`Needs::Lab`].
@@ -36,7 +41,8 @@ pub enum Needs {
 impl Needs {
     fn what_is_missing(self) -> Option<String> {
         match self {
-            Needs::Kube => Kube::what_is_missing(),
+            Needs::Kube | Needs::BareKube => Kube::what_is_missing(),
+            Needs::Helm => helm_program().err(),
             Needs::Lab => Lab::what_is_missing(lab::Kind::Containers),
             Needs::Vms => Lab::what_is_missing(lab::Kind::Vms),
             Needs::Flux => Tool::Flux.what_is_missing(),
@@ -278,10 +284,10 @@ impl Test {
     async fn new(sentence: String, dir: PathBuf, needs: Vec<Needs>) -> Test {
         std::fs::create_dir_all(&dir).unwrap_or_else(|error| panic!("cannot make {}: {error}", dir.display()));
         let id = shared::random_letters(5);
-        let kube = if needs.contains(&Needs::Kube) {
-            Some(Kube::shared().await)
-        } else {
-            None
+        let kube = match (needs.contains(&Needs::Kube), needs.contains(&Needs::BareKube)) {
+            (_, true) => Some(Kube::bare().await),
+            (true, false) => Some(Kube::shared().await),
+            (false, false) => None,
         };
         let lab = match lab_of(&needs) {
             Some(kind) => Some(Lab::shared(kind).await),
