@@ -35,8 +35,8 @@ deps-vms: deps
 MUSL := $(shell uname -m)-unknown-linux-musl
 static:
 	@command -v musl-gcc >/dev/null || { echo "musl-gcc is missing: apt-get install musl-tools"; exit 1; }
-	@rustup target add --quiet $(MUSL) 2>/dev/null || rustup target add $(MUSL)
+	@rustup target add $(MUSL)
 	@CC_$(subst -,_,$(MUSL))=musl-gcc cargo build --quiet --release --package berth --bin berth --target $(MUSL)
 	@mkdir -p target/image && cp target/$(MUSL)/release/berth target/image/berth
-	@! ldd target/image/berth >/dev/null 2>&1 || { echo "target/image/berth is not static"; exit 1; }
-	@du -k target/image/berth | awk '{printf "target/image/berth: %.1f MiB\n", $$1 / 1024}'
+	@ldd target/image/berth 2>&1 | grep -Eq 'statically linked|not a dynamic executable' || { echo "target/image/berth is not static"; exit 1; }
+	@stat -c %s target/image/berth | awk '{printf "target/image/berth: %.1f MB\n", $$1 / 1e6} $$1 > 24.5e6 {print "that is too large: an image is to be at most 25 MB with its certificates"; exit 1}'

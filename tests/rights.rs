@@ -4,7 +4,9 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use berth_tests::{AuditEvent, Controller, NewInstance, Placement, Test, condition, objects_of, reason, wait_for};
+use berth_tests::{
+    AuditEvent, Controller, NewInstance, Placement, Test, condition, example, objects_of, reason, wait_for,
+};
 use kube::api::{Patch, PatchParams};
 use serde_json::{Value, json};
 
@@ -15,6 +17,7 @@ berth_tests::suite! {
         without_a_right_the_work_stops_and_goes_on_when_it_is_given_back,
         a_release_for_some_namespaces_knows_nothing_of_the_others,
         the_rights_of_the_chart_are_those_that_it_names_and_no_others,
+        a_team_may_place_instances_but_has_no_say_about_servers_secrets_and_records,
     ],
     // a release for all namespaces looks after those of other tests, too
     alone: [
@@ -486,4 +489,49 @@ async fn the_rights_of_the_chart_are_those_that_it_names_and_no_others(test: Tes
     assert!(may(&release, &here, "create", "secrets").await, "for trust tokens");
     assert!(!may(&release, &here, "list", "secrets").await, "never all secrets");
     release.uninstall().await;
+}
+
+/// The roles of the example are what docs/operations.md says of them.
+async fn a_team_may_place_instances_but_has_no_say_about_servers_secrets_and_records(test: Test) {
+    let (here, role, team) = (test.namespace(), test.unique("berth-team"), test.unique("shop-team"));
+    let renamed = [
+        ("name: berth-team", &role),
+        ("namespace: shop", &here),
+        ("name: shop-team", &team),
+    ];
+    let renamed = renamed.map(|(from, to)| (from, format!("{}: {to}", from.split(':').next().unwrap_or_default())));
+    let renamed = renamed.each_ref().map(|(from, to)| (*from, to.as_str()));
+    test.apply(&example("tenancy.yaml", &renamed)).await;
+    let asked = async |verb: &str, what: &str, namespace: &str| {
+        let (what, part) = what.split_once('/').unwrap_or((what, ""));
+        let part = format!("--subresource={part}");
+        let who = ["--as=somebody", "--as-group", &team];
+        let args = [&["auth", "can-i", verb, what, &part, "-n", namespace][..], &who].concat();
+        test.kube().kubectl(&args).await.is_ok()
+    };
+    for (verb, what) in [
+        ("create", "instanceplacements.berth.dev"),
+        ("delete", "instancecopies.berth.dev"),
+        ("patch", "instancemoves.berth.dev"),
+        ("watch", "instanceservers.berth.dev"),
+        ("list", "events"),
+    ] {
+        assert!(asked(verb, what, &here).await, "{verb} {what}");
+        assert!(!asked(verb, what, "default").await, "{verb} {what} elsewhere");
+    }
+    for (verb, what) in [
+        ("get", "secrets"),
+        ("patch", "instanceservers.berth.dev"),
+        ("create", "instancemoves.berth.dev"),
+        ("update", "instancemoves.berth.dev"),
+        ("patch", "instancemoves.berth.dev/status"),
+        ("patch", "instanceplacements.berth.dev/status"),
+    ] {
+        assert!(!asked(verb, what, &here).await, "{verb} {what}");
+    }
+    let args = ["delete", "clusterrole", &role];
+    test.kube()
+        .kubectl(&args)
+        .await
+        .unwrap_or_else(|error| panic!("{error}"));
 }

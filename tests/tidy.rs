@@ -3,6 +3,8 @@
 
 #[path = "tidy/argocd.rs"]
 mod argocd;
+#[path = "tidy/image.rs"]
+mod image;
 #[path = "tidy/reference.rs"]
 mod reference;
 #[path = "tidy/supply.rs"]
@@ -301,6 +303,7 @@ fn the_how_tos_show_the_manifests_that_the_suites_apply() -> Result {
                 "argocd/application.yaml",
             ],
         ),
+        ("docs/operations.md", &["tenancy.yaml"]),
     ] {
         let shown = read(document)?;
         for example in examples {
