@@ -261,7 +261,7 @@ async fn live(world: &World, id: &str, chapter: Chapter) {
         let Some(record) = world.copy(NAMESPACE, COPY) else {
             return;
         };
-        let pause = match engine.reconcile_copy(&records, record).await {
+        let pause = match engine.reconcile_copy(&records, record, &|_| {}).await {
             Ok(pass) if is_settled(&pass.record, chapter, world.now()) => return,
             Ok(pass) => pass
                 .look_again

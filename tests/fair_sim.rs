@@ -9,7 +9,7 @@ use berth_api::{InstancePlacementSpec, InstancePlacementStatus};
 use berth_core::model::{InstanceRef, Product};
 use berth_core::plan::Desired;
 use berth_engine::registry::ServerConfig;
-use berth_engine::{Engine, Env, Key, Report};
+use berth_engine::{Engine, Env, Happening, Key, Report};
 use berth_sim::{InstanceOptions, Options, World};
 use jiff::Timestamp;
 
@@ -19,6 +19,7 @@ struct Quiet;
 
 impl Report for Quiet {
     fn status(&self, _: &InstancePlacementStatus) {}
+    fn happened(&self, _: Happening) {}
 }
 
 fn desired(name: &str) -> Desired {

@@ -13,7 +13,7 @@ use berth_core::model::{InstanceRef, Power, Product};
 use berth_core::plan::Desired;
 use berth_core::server::FailureKind;
 use berth_engine::registry::ServerConfig;
-use berth_engine::{Engine, Env, Key, Report};
+use berth_engine::{Engine, Env, Happening, Key, Report};
 use berth_sim::{Caller, Fault, InstanceOptions, Options, World, WriteInfo};
 use jiff::Timestamp;
 
@@ -103,6 +103,7 @@ struct Quiet;
 
 impl Report for Quiet {
     fn status(&self, _: &InstancePlacementStatus) {}
+    fn happened(&self, _: Happening) {}
 }
 
 fn reason(status: &InstancePlacementStatus) -> &str {

@@ -3,11 +3,11 @@
 
 use std::sync::Arc;
 
-use berth_api::conditions::{self, ConditionStatus, READY};
 use berth_api::moves::MoveError;
 use berth_api::{GuardKind, MicroTime, Outcome, Reason, Step};
 use berth_core::marks::{GENERATION, GUARD, MOVE, PROTECTION_START, ROLE};
 use berth_core::model::ServerFacts;
+use berth_core::moves;
 use berth_core::records::Record;
 use berth_engine::Happening;
 use jiff::Timestamp;
@@ -22,8 +22,6 @@ pub(crate) fn given_up(
     let message = format!("move {name} was given up as it was; no server was asked for anything");
     let fix = commands(&record, facts).join("; ");
     let status = &mut record.status;
-    status.outcome = Some(Outcome::NeedsAttention.as_str().to_owned());
-    status.finished_at = Some(MicroTime(now));
     status.last_error = Some(MoveError {
         reason: Reason::NeedsAttention.as_str().to_owned(),
         message: message.clone(),
@@ -31,14 +29,13 @@ pub(crate) fn given_up(
         at: Some(MicroTime(now)),
         attempts: 1,
     });
-    let said = (Outcome::NeedsAttention.as_str(), message.as_str());
-    conditions::set(&mut status.conditions, (READY, ConditionStatus::False), said, None, now);
     let happening = Happening {
         record: Some(name.clone()),
         warning: true,
         reason: Outcome::NeedsAttention.as_str().to_owned(),
         message: format!("{message}. To clean up: {fix}"),
     };
+    moves::close(&mut record, Outcome::NeedsAttention, now);
     (record, happening)
 }
 

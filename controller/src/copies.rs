@@ -9,11 +9,14 @@ use berth_api::{InstanceCopy, InstancePlacement, keys, present};
 use berth_core::copies::{CopyRecord, CopyRecords, Told};
 use berth_core::records::RecordError;
 use berth_engine::{CopyPass, Engine, Happening, Key};
+use futures::future::join;
+use k8s_openapi::api::core::v1::ObjectReference;
 use kube::api::PostParams;
 use kube::{Resource, ResourceExt};
+use tokio::sync::mpsc::UnboundedReceiver;
 
 use crate::cache::{Changed, key_of};
-use crate::events;
+use crate::events::{self, Tell};
 use crate::store::{Store, StoreError};
 
 /// When a pass that failed is made again.
@@ -42,6 +45,15 @@ pub(crate) fn record_of(object: &InstanceCopy) -> CopyRecord {
     }
 }
 
+fn happening_of(told: Told) -> Happening {
+    Happening {
+        record: None,
+        warning: told.warning,
+        reason: told.reason.as_str().to_owned(),
+        message: told.message,
+    }
+}
+
 impl Copies {
     /// Looks at one and does what is to be done; says when to look again.
     pub async fn pass(self: Arc<Self>, key: Key) -> Option<Duration> {
@@ -49,11 +61,15 @@ impl Copies {
         if !self.store.gate.may_act() {
             return Some(RETRY);
         }
-        match self.engine.reconcile_copy(self.as_ref(), record_of(&object)).await {
-            Ok(CopyPass { told, look_again, .. }) => {
-                self.publish(&object, told).await;
-                look_again
-            }
+        let (tell, told) = Tell::channel();
+        let work = async {
+            let say = move |told: Told| tell.tell(happening_of(told));
+            let record = record_of(&object);
+            self.engine.reconcile_copy(self.as_ref(), record, &say).await
+        };
+        let (pass, ()) = join(work, self.publish(object.object_ref(&()), told)).await;
+        match pass {
+            Ok(CopyPass { look_again, .. }) => look_again,
             Err(RecordError::NotFound(_)) => None,
             Err(error) => {
                 tracing::warn!(copy = %key, %error, "looked at again");
@@ -62,21 +78,10 @@ impl Copies {
         }
     }
 
-    async fn publish(&self, object: &InstanceCopy, told: Vec<Told>) {
-        let about = object.object_ref(&());
-        for Told {
-            warning,
-            reason,
-            message,
-        } in told
-        {
-            let happening = Happening {
-                record: None,
-                warning,
-                reason: reason.as_str().to_owned(),
-                message,
-            };
-            events::publish(&self.store, &self.identity, &about, None, &happening).await;
+    async fn publish(&self, about: ObjectReference, mut told: UnboundedReceiver<events::Told>) {
+        let about = [about];
+        while let Some(told) = told.recv().await {
+            events::publish(&self.store, &self.identity, &about, told).await;
         }
     }
 

@@ -1,5 +1,5 @@
-//! Kubernetes Events: one for each thing worth telling, about a placement (or server) and the move that it is part of.
-//! They are not gathered into series, since each sentence is another one; none is written twice.
+//! Kubernetes Events: one for each thing worth telling, about each object whose story it belongs to. They are not gathered
+//! into series, since each sentence is another one; none is written twice.
 
 use berth_engine::Happening;
 use jiff::Timestamp;
@@ -7,6 +7,7 @@ use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use kube::api::{ObjectMeta, PostParams};
+use tokio::sync::mpsc;
 
 use crate::store::{Store, StoreError};
 
@@ -15,55 +16,94 @@ const REPORTER: &str = "berth.dev/controller";
 /// Longest note that the API server takes.
 const NOTE_MAX: usize = 1024;
 
-/// Tells people one thing. What cannot be told (a namespace that ends takes no events) is only logged.
-pub(crate) async fn publish(
-    store: &Store,
-    identity: &str,
-    about: &ObjectReference,
-    related: Option<ObjectReference>,
-    happening: &Happening,
-) {
-    let Happening {
-        record,
-        warning,
-        reason,
-        message,
-    } = happening;
-    let (kind, name) = (about.kind.as_deref(), about.name.as_deref());
-    tracing::info!(kind, name, namespace = about.namespace.as_deref(), record = record.as_deref(), %reason, "{message}");
-    let event = event(identity, about, related, (*warning, reason, message), Timestamp::now());
-    let namespace = about.namespace.as_deref().unwrap_or("default");
-    let api = kube::Api::<Event>::namespaced(store.client.clone(), namespace);
-    let created = store
-        .write("create an Event", api.create(&PostParams::default(), &event))
-        .await;
-    match created {
-        Ok(_) | Err(StoreError::NotLeading(_)) => {}
-        Err(error) => tracing::debug!(%error, "an event was not written"),
+/// What happened, and when.
+pub(crate) struct Told {
+    at: Timestamp,
+    happening: Happening,
+}
+
+impl From<Happening> for Told {
+    fn from(happening: Happening) -> Self {
+        let at = Timestamp::now();
+        Self { at, happening }
     }
 }
 
-fn event(
-    identity: &str,
-    about: &ObjectReference,
-    related: Option<ObjectReference>,
-    (warning, reason, message): (bool, &str, &str),
-    now: Timestamp,
-) -> Event {
+impl Told {
+    /// The record that it is about.
+    pub fn record(&self) -> Option<&str> {
+        self.happening.record.as_deref()
+    }
+}
+
+/// Takes what is to be told from those who are at work, and never holds them up.
+#[derive(Clone)]
+pub(crate) struct Tell(mpsc::UnboundedSender<Told>);
+
+impl Tell {
+    /// Where to tell, and where to hear it; that ends when nobody can tell any more.
+    pub fn channel() -> (Self, mpsc::UnboundedReceiver<Told>) {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        (Self(sender), receiver)
+    }
+
+    /// Has it told.
+    pub fn tell(&self, happening: Happening) {
+        // nobody hears it when the pass is broken off
+        let _ = self.0.send(happening.into());
+    }
+}
+
+/// Tells people one thing, in the story of each of these objects. What cannot be told (a namespace that ends takes no
+/// events) is only logged.
+pub(crate) async fn publish(store: &Store, identity: &str, about: &[ObjectReference], told: impl Into<Told>) {
+    let told = told.into();
+    let Happening {
+        record,
+        reason,
+        message,
+        ..
+    } = &told.happening;
+    let Some(first) = about.first() else { return };
+    let (kind, name) = (first.kind.as_deref(), first.name.as_deref());
+    tracing::info!(kind, name, namespace = first.namespace.as_deref(), record = record.as_deref(), %reason, "{message}");
+    for regarding in about {
+        let related = about.iter().find(|o| *o != regarding);
+        let event = event(identity, regarding, related, &told);
+        let namespace = regarding.namespace.as_deref().unwrap_or("default");
+        let api = kube::Api::<Event>::namespaced(store.client.clone(), namespace);
+        let created = store
+            .write("create an Event", api.create(&PostParams::default(), &event))
+            .await;
+        match created {
+            Ok(_) | Err(StoreError::NotLeading(_)) => {}
+            Err(error) => tracing::debug!(%error, "an event was not written"),
+        }
+    }
+}
+
+fn event(identity: &str, about: &ObjectReference, related: Option<&ObjectReference>, told: &Told) -> Event {
+    let Happening {
+        warning,
+        reason,
+        message,
+        ..
+    } = &told.happening;
     let name = about.name.as_deref().unwrap_or_default();
     Event {
         metadata: ObjectMeta {
-            name: Some(format!("{name}.{:016x}", rand::random::<u64>())),
+            // lists are ordered by name: it has to grow with time, for kubectl describe to tell things in their order
+            name: Some(format!("{name}.{:016x}", told.at.as_nanosecond())),
             namespace: about.namespace.clone(),
             ..ObjectMeta::default()
         },
-        action: Some(reason.to_owned()),
-        reason: Some(reason.to_owned()),
+        action: Some(reason.clone()),
+        reason: Some(reason.clone()),
         note: Some(cut(message, NOTE_MAX).to_owned()),
-        type_: Some(if warning { "Warning" } else { "Normal" }.to_owned()),
-        event_time: Some(MicroTime(now)),
+        type_: Some(if *warning { "Warning" } else { "Normal" }.to_owned()),
+        event_time: Some(MicroTime(told.at)),
         regarding: Some(about.clone()),
-        related,
+        related: related.cloned(),
         reporting_controller: Some(REPORTER.to_owned()),
         reporting_instance: Some(identity.to_owned()),
         ..Event::default()

@@ -21,7 +21,6 @@ mod abandon;
 mod admin;
 mod cache;
 mod cluster;
-mod conditions;
 mod controller;
 mod copies;
 mod credentials;

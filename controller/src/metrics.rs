@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use berth_api::conditions::{READY, RECONCILING, STALLED, find};
+use berth_api::conditions::{self, READY, RECONCILING, STALLED, find};
 use berth_api::{Condition, InstancePlacementStatus, Method, Outcome, Reason};
 use berth_client::{Observer, RequestRecord};
 use berth_core::records::Record;
@@ -13,8 +13,6 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
-
-use crate::conditions;
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct ByReason {

@@ -4,18 +4,19 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use berth_api::{InstanceMove, InstancePlacement, Outcome, keys};
+use berth_api::{InstanceMove, InstancePlacement, InstancePlacementStatus, keys};
 use berth_core::plan::Desired;
 use berth_core::records::{RecordError, Records};
-use berth_engine::{Engine, Happening, Key, Pass};
+use berth_engine::{Engine, Happening, Key, Pass, Report};
 use futures::future::join;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::api::DeleteParams;
 use kube::{Resource, ResourceExt};
+use tokio::sync::mpsc::UnboundedReceiver;
 
 use crate::abandon;
-use crate::events;
+use crate::events::{self, Tell, Told};
 use crate::records::{KubeRecords, is_open, record_of};
 use crate::report::{Reporter, Writes};
 use crate::store::{Store, StoreError};
@@ -60,34 +61,45 @@ impl Placements {
             return Some(RETRY);
         }
         self.abandon(&object).await;
-        let reporter = Reporter::new(&self.store, &self.writes, &key, object.clone());
+        let (tell, told) = Tell::channel();
+        let placement = object.object_ref(&());
+        let publishing = self.publish_all(Some(&placement), &key.namespace, told);
+        let (again, ()) = join(self.reconcile(&key, &object, tell), publishing).await;
+        again
+    }
+
+    async fn reconcile(&self, key: &Key, object: &Arc<InstancePlacement>, tell: Tell) -> Option<Duration> {
+        let reporter = Reporter::new(&self.store, &self.writes, key, object.clone(), tell);
+        let mut desired = desired_of(object);
+        desired.status = self.writes.status(key, object);
         let reconciling = async {
-            let pass = self.engine.reconcile(desired_of(&object), &reporter).await;
+            let pass = self.engine.reconcile(desired, &reporter).await;
             reporter.end();
             pass
         };
         let (pass, ()) = join(reconciling, reporter.write_until_end()).await;
         let Pass {
             status,
-            events,
+            ended,
             look_again,
         } = match pass {
             Ok(pass) => pass,
             Err(error) => {
-                say_failed(&key, &error);
+                say_failed(key, &error);
                 return Some(RETRY);
             }
         };
-        let waits = match reporter.write(&status).await {
+        let waits = match reporter.write_last(status).await {
             Ok(waits) => waits,
-            Err(StoreError::NotFound(_) | StoreError::Conflict(_)) => None,
+            Err(StoreError::NotFound(_)) => None,
+            // somebody else changed it: the watch tells of that, most often sooner
+            Err(StoreError::Conflict(_)) => Some(RETRY),
             Err(error) => {
                 tracing::warn!(placement = %key, %error, "tried again");
                 Some(RETRY)
             }
         };
-        self.publish(&object, &events).await;
-        let tidied = self.tidy(&key, &object, &events).await;
+        let tidied = self.tidy(key, object, ended).await;
         [waits, look_again, tidied].into_iter().flatten().min()
     }
 
@@ -99,7 +111,13 @@ impl Placements {
         for orphan in self.orphaned(&namespace, true) {
             self.abandon_move(&orphan, None).await;
         }
-        let again = match self.engine.drive_orphans(&namespace).await {
+        let (tell, told) = Tell::channel();
+        let work = async {
+            let orphans = Orphans(tell);
+            self.engine.drive_orphans(&namespace, &orphans).await
+        };
+        let (driven, ()) = join(work, self.publish_all(None, &namespace, told)).await;
+        let again = match driven {
             Ok(again) => again,
             Err(error) => {
                 say_failed(&Key::new(&namespace, "orphans"), &error);
@@ -126,28 +144,34 @@ impl Placements {
 
     /// Whether the placement that a record was made for still exists.
     pub fn has_placement(&self, object: &InstanceMove) -> bool {
-        let key = Key::new(object.namespace().unwrap_or_default(), &object.spec.placement);
-        let placement = self.store.placements.get(&key);
-        placement.is_some_and(|p| p.metadata.uid.as_deref() == Some(object.spec.placement_uid.as_str()))
+        self.placement_of(object).is_some()
     }
 
-    async fn publish(&self, object: &InstancePlacement, events: &[Happening]) {
-        let about = object.object_ref(&());
-        for happening in events {
-            let related = happening.record.as_ref().map(|name| ObjectReference {
-                name: Some(name.clone()),
-                namespace: object.namespace(),
-                api_version: Some(InstanceMove::api_version(&()).into_owned()),
-                kind: Some(InstanceMove::kind(&()).into_owned()),
-                ..ObjectReference::default()
-            });
-            events::publish(&self.store, &self.identity, &about, related, happening).await;
+    fn placement_of(&self, object: &InstanceMove) -> Option<Arc<InstancePlacement>> {
+        let key = Key::new(object.namespace().unwrap_or_default(), &object.spec.placement);
+        let placement = self.store.placements.get(&key);
+        placement.filter(|p| p.metadata.uid.as_deref() == Some(object.spec.placement_uid.as_str()))
+    }
+
+    /// Writes Events about a placement, if it still exists, and its moves, as long as there is something to tell.
+    async fn publish_all(
+        &self,
+        placement: Option<&ObjectReference>,
+        namespace: &str,
+        mut told: UnboundedReceiver<Told>,
+    ) {
+        while let Some(told) = told.recv().await {
+            let record = told
+                .record()
+                .and_then(|name| self.store.moves.get(&Key::new(namespace, name)));
+            let record = record.map(|m| m.object_ref(&()));
+            let about: Vec<ObjectReference> = placement.cloned().into_iter().chain(record).collect();
+            events::publish(&self.store, &self.identity, &about, told).await;
         }
     }
 
     /// Takes finalizers off what no move needs any more, and deletes old records.
-    async fn tidy(&self, key: &Key, object: &InstancePlacement, events: &[Happening]) -> Option<Duration> {
-        let ended = events.iter().any(|h| Outcome::parse(&h.reason).is_some());
+    async fn tidy(&self, key: &Key, object: &InstancePlacement, ended: bool) -> Option<Duration> {
         // as it is after the pass: that has set and removed finalizers
         let held = self.store.placements.get(key).is_some_and(|o| is_held(o.as_ref()));
         if !ended && !held {
@@ -223,11 +247,23 @@ impl Placements {
         match self.records.swap(&record).await {
             Ok(closed) => {
                 self.engine.record_seen(&closed);
-                let about = object.object_ref(&());
-                events::publish(&self.store, &self.identity, &about, None, &happening).await;
+                let placement = self.placement_of(object).map(|p| p.object_ref(&()));
+                let about: Vec<_> = placement.into_iter().chain([object.object_ref(&())]).collect();
+                events::publish(&self.store, &self.identity, &about, happening).await;
             }
             Err(error) => tracing::warn!(record = %name, %error, "cannot be given up now"),
         }
+    }
+}
+
+/// Moves whose placements are gone: there is nobody whose status could be written.
+struct Orphans(Tell);
+
+impl Report for Orphans {
+    fn status(&self, _: &InstancePlacementStatus) {}
+
+    fn happened(&self, happening: Happening) {
+        self.0.tell(happening);
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use berth_api::moves::MoveEnd;
-use berth_api::{GROUP, InstanceMove, VERSION, keys};
+use berth_api::{GROUP, InstanceMove, InstanceMoveStatus, VERSION, keys};
 use berth_core::records::{Record, RecordError, Records};
 use berth_core::status::is_leftover;
 use berth_engine::Key;
@@ -118,7 +118,7 @@ impl Records for KubeRecords {
         let created = self.store.write(&what, api.create(&params, &object)).await?;
         self.store.moves.wrote(created.clone());
         let created = record_of(&created);
-        if created.status == record.status {
+        if record.status == InstanceMoveStatus::default() {
             return Ok(created);
         }
         // a status is not taken over by a create
@@ -313,7 +313,7 @@ impl Store {
 
 #[cfg(test)]
 mod tests {
-    use berth_api::{InstanceMoveSpec, InstanceMoveStatus};
+    use berth_api::InstanceMoveSpec;
 
     use super::*;
 

@@ -2,12 +2,10 @@
 //! not, what a person can do about it.
 
 use berth_api::server::{Member, Pool, TransferMemory};
-use berth_api::{InstanceServer, InstanceServerStatus, Reason};
+use berth_api::{InstanceServer, InstanceServerStatus, Reason, conditions};
 use berth_core::model::{Capability, ServerFacts};
 use berth_core::plan::{Reach, ServerView};
 use jiff::Timestamp;
-
-use crate::conditions;
 
 /// Ways of transfer that are remembered.
 const TRANSFERS: usize = 64;
@@ -32,7 +30,8 @@ pub(crate) fn status(
     status.address = address.or(status.address);
     remember(&mut status.transfers, worked);
     let (reason, message) = story(view);
-    conditions::say(&mut status.conditions, reason, &message, generation, now);
+    let said = (reason.as_str(), message.as_str());
+    conditions::say(&mut status.conditions, reason.kind(), said, generation, now);
     status
 }
 

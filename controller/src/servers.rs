@@ -5,23 +5,23 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use berth_api::{InstanceServer, Outcome, Reason, keys};
+use berth_api::{InstanceServer, Outcome, Reason, conditions, keys};
 use berth_client::{ConnectError, Endpoint, HttpServer, certificate_fingerprint, connect, trust};
+use berth_core::moves;
 use berth_core::plan::{Reach, ServerView};
 use berth_core::records::Records;
 use berth_core::status::is_leftover;
 use berth_engine::registry::ServerConfig;
 use berth_engine::{Engine, Happening, Key};
 use jiff::Timestamp;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use kube::{Resource, ResourceExt};
 use tokio::time::Instant;
 
 use crate::credentials::{Credentials, Problem, join_problem};
+use crate::events;
 use crate::records::{KubeRecords, record_of};
 use crate::server_status::{differs_in_count_only, status};
-use crate::store::Store;
-use crate::{conditions, events};
+use crate::store::{Store, StoreError};
 
 /// How often each Secret is read again.
 const REREAD: Duration = Duration::from_secs(60);
@@ -29,6 +29,8 @@ const REREAD: Duration = Duration::from_secs(60);
 const REREAD_REFUSED: Duration = Duration::from_secs(5);
 /// When a problem that may pass by itself is looked at again.
 const RETRY: Duration = Duration::from_secs(5);
+/// When an object that somebody else has changed is looked at again, should the watch not tell of it before.
+const AGAIN: Duration = Duration::from_secs(1);
 
 /// All InstanceServers.
 pub(crate) struct Servers {
@@ -202,6 +204,12 @@ impl Servers {
         if !self.store.gate.may_act() {
             return again;
         }
+        // finalizers may have come or gone meanwhile; another spec is looked at by the next pass
+        let same = |o: &InstanceServer| o.uid() == object.uid() && o.metadata.generation == object.metadata.generation;
+        let Some(current) = self.store.servers.get(key).filter(|o| same(o)) else {
+            return again;
+        };
+        let object = current.as_ref();
         let view = self.engine.server(key);
         let address = c.http.as_ref().map(|(server, ..)| server.address_in_use());
         let worked = self.engine.registry().ways_to(key);
@@ -218,6 +226,7 @@ impl Servers {
                     self.say(object, conditions::reason(&old.conditions), &new.conditions)
                         .await;
                 }
+                Err(StoreError::Conflict(_)) => return Some(AGAIN),
                 Err(error) => {
                     tracing::warn!(server = %key, %error, "tried again");
                     return Some(RETRY);
@@ -233,7 +242,7 @@ impl Servers {
 
     /// One event for each new reason.
     async fn say(&self, object: &InstanceServer, before: Option<&str>, now: &[berth_api::Condition]) {
-        let Some(ready) = berth_api::conditions::find(now, berth_api::conditions::READY) else {
+        let Some(ready) = conditions::find(now, conditions::READY) else {
             return;
         };
         if before == Some(ready.reason.as_str()) || ready.reason == Reason::Connecting.as_str() {
@@ -245,7 +254,7 @@ impl Servers {
             reason: ready.reason.clone(),
             message: ready.message.clone(),
         };
-        events::publish(&self.store, &self.identity, &object.object_ref(&()), None, &happening).await;
+        events::publish(&self.store, &self.identity, &[object.object_ref(&())], happening).await;
     }
 
     /// Takes the finalizer off when no move needs the server. Moves that only wait for it to delete a former source are
@@ -260,8 +269,7 @@ impl Servers {
                 if !is_leftover(&record, Timestamp::now()) || record.spec.from.server != key.name {
                     continue;
                 }
-                record.status.outcome = Some(Outcome::Succeeded.as_str().to_owned());
-                record.status.finished_at = Some(MicroTime(Timestamp::now()));
+                moves::close(&mut record, Outcome::Succeeded, Timestamp::now());
                 let closed = self.records.swap(&record).await.map_err(|e| e.to_string())?;
                 self.engine.record_seen(&closed);
                 self.records.release(&closed).await.map_err(|e| e.to_string())?;

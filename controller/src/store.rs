@@ -163,7 +163,8 @@ impl Store {
         self.read(attempted, request).await
     }
 
-    /// Applies a status, server-side. The uid keeps it off a later object of the same name.
+    /// Applies a status, server-side, if `object` still is what the API server has: what was decided from an older spec
+    /// is not said of a newer one.
     pub async fn apply_status<K: Kind + Serialize>(
         &self,
         object: &K,
@@ -177,7 +178,7 @@ impl Store {
         let body = serde_json::json!({
             "apiVersion": K::api_version(&()),
             "kind": kind,
-            "metadata": {"name": name, "namespace": namespace, "uid": meta.uid},
+            "metadata": {"name": name, "namespace": namespace, "uid": meta.uid, "resourceVersion": meta.resource_version},
             "status": status,
         });
         let attempted = format!("write the status of {kind} {namespace}/{name}");

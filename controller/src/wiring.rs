@@ -224,6 +224,7 @@ impl Wiring {
         self.store.synced().await;
         self.store.gate.leadership.won().await;
         self.engine.forget_records();
+        self.placements.writes.forget_all();
         self.load_records().await;
         self.look_at_everything();
         let mut tasks = JoinSet::new();
@@ -314,7 +315,7 @@ impl Wiring {
             ),
         };
         let (store, identity) = (&self.store, &self.servers.identity);
-        events::publish(store, identity, &object.object_ref(&()), None, &happening).await;
+        events::publish(store, identity, &[object.object_ref(&())], happening).await;
     }
 
     /// A move that runs, as it is right now.

@@ -31,16 +31,14 @@ fn finish(mut crd: CustomResourceDefinition) -> CustomResourceDefinition {
             .and_then(|schema| schema.open_api_v3_schema.as_mut())
         {
             tidy(root);
-            if crd.spec.names.kind != "InstanceMove" {
-                unseen(root);
-            }
+            unseen(root);
         }
     }
     crd
 }
 
 /// Until it was looked at for the first time, an object says that no generation was observed. Without any status kstatus, and so Flux,
-/// would take it for current. InstanceMoves are made by the controller, and nobody applies them.
+/// would take it for current.
 fn unseen(root: &mut JSONSchemaProps) {
     let status = root
         .properties

@@ -1,9 +1,9 @@
 //! What is said about a placement: its status from what was decided, as data. Conditions follow kstatus; messages hold
 //! absolute times, so that a status that says the same is the same.
 
-use berth_api::conditions::{self, ConditionStatus, LEFTOVER_PENDING, READY, RECONCILING, STALLED};
+use berth_api::conditions::{self, ConditionStatus, LEFTOVER_PENDING};
 use berth_api::placement::{BoundInstance, CurrentMove, FailedMethod, MoveSummary};
-use berth_api::{InstancePlacementStatus, InstanceType, Location, Method, Outcome, Reason, ReasonKind, Step, Time};
+use berth_api::{InstancePlacementStatus, InstanceType, Location, Method, Outcome, Reason, Step, Time};
 use jiff::{SignedDuration, Timestamp, Unit};
 
 use crate::model::InstanceKind;
@@ -11,8 +11,6 @@ use crate::moves::is_restart;
 use crate::plan::{Decision, Desired, Located, Verdict, location};
 use crate::records::Record;
 
-/// Something that is not found counts as on its way for that long: in a first sync a server may come after its placement.
-pub const GRACE: SignedDuration = SignedDuration::from_secs(10);
 /// How long the source's server may be silent after the start before the placement counts as placed without it.
 const PATIENCE: SignedDuration = SignedDuration::from_secs(60);
 /// Finished moves that a placement remembers.
@@ -272,45 +270,8 @@ fn place(location: &Location) -> String {
     }
 }
 
-/// Sets Ready, and Reconciling and Stalled as the reason demands.
 fn ready(status: &mut InstancePlacementStatus, reason: Reason, message: &str, generation: i64, now: Timestamp) {
-    let (name, generation) = (reason.as_str(), Some(generation));
-    let young = reason.is_not_found() && is_young(status, now);
-    let kind = if young { ReasonKind::InProgress } else { reason.kind() };
-    let value = match kind {
-        ReasonKind::Ready => ConditionStatus::True,
-        ReasonKind::InProgress | ReasonKind::Waiting | ReasonKind::Stalled => ConditionStatus::False,
-        ReasonKind::Unknown => ConditionStatus::Unknown,
-    };
     let list = &mut status.conditions;
-    conditions::set(list, (READY, value), (name, message), generation, now);
-    match kind {
-        ReasonKind::InProgress | ReasonKind::Unknown => {
-            conditions::remove(list, STALLED);
-            conditions::set(
-                list,
-                (RECONCILING, ConditionStatus::True),
-                (name, message),
-                generation,
-                now,
-            );
-        }
-        ReasonKind::Stalled => {
-            conditions::remove(list, RECONCILING);
-            conditions::set(list, (STALLED, ConditionStatus::True), (name, message), generation, now);
-        }
-        ReasonKind::Ready | ReasonKind::Waiting => {
-            conditions::remove(list, RECONCILING);
-            conditions::remove(list, STALLED);
-        }
-    }
-}
-
-/// Whether something that is not found may still be on its way.
-fn is_young(status: &InstancePlacementStatus, now: Timestamp) -> bool {
-    if conditions::find(&status.conditions, STALLED).is_some() {
-        return false;
-    }
-    let since = conditions::find(&status.conditions, RECONCILING).map(|c| c.last_transition_time.0);
-    since.is_none_or(|t| now.duration_since(t) < GRACE)
+    let kind = conditions::kind_now(list, reason, now);
+    conditions::say(list, kind, (reason.as_str(), message), Some(generation), now);
 }

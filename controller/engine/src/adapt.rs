@@ -11,8 +11,8 @@ use berth_core::plan::{Decision, Desired, Located, Tried, TriedResult, Verdict};
 use berth_core::server::{FailureKind, ServerError};
 use jiff::{SignedDuration, Timestamp};
 
-use crate::engine::Engine;
-use crate::happenings::{self, Happening};
+use crate::engine::{Engine, Report};
+use crate::happenings;
 use crate::inventory::Follower;
 use crate::{Key, lock};
 
@@ -66,7 +66,7 @@ impl Engine {
         desired: &Desired,
         verdict: Verdict,
         located: &Located,
-        events: &mut Vec<Happening>,
+        report: &dyn Report,
     ) -> (Verdict, Option<Duration>) {
         let server = Key::new(&desired.namespace, &located.server);
         let Some(follower) = self.registry().follower(&server) else {
@@ -81,7 +81,7 @@ impl Engine {
             Ok(Some(done)) => {
                 let mut verdict = self.plan(key, desired, None);
                 verdict.changed = true;
-                events.push(happenings::adapted(located, &done));
+                report.happened(happenings::adapted(located, &done));
                 let again = matches!(&verdict.decision, Decision::Adapt { change, .. } if **change == done);
                 if !again {
                     let settled = matches!(verdict.decision, Decision::InSync);

@@ -49,13 +49,14 @@ struct Known {
     name: Option<String>,
 }
 
+/// Told of what is worth telling people, in the moment in which it happens.
+pub type Tell<'a> = &'a (dyn Fn(Told) + Send + Sync);
+
 /// Where a pass left a copy.
 #[derive(Clone, Debug)]
 pub struct CopyPass {
     /// The record as it is stored.
     pub record: CopyRecord,
-    /// What to tell people.
-    pub told: Vec<Told>,
     /// When to look again at the latest; `None`: when something changes.
     pub look_again: Option<Duration>,
 }
@@ -183,17 +184,17 @@ impl Engine {
         &self,
         records: &dyn CopyRecords,
         mut record: CopyRecord,
+        tell: Tell<'_>,
     ) -> Result<CopyPass, RecordError> {
         let key = key_of(&record);
-        let mut events = Vec::new();
         self.copy_seen(&record);
         self.load_book(&record.namespace).await?;
         let mut conflicts = 0;
         loop {
             if !self.env().may_act() {
-                return Ok(passed(record, events, Some(RETRY)));
+                return Ok(passed(record, Some(RETRY)));
             }
-            let (look, began) = match self.copy_pass(records, &key, &mut record, &mut events).await {
+            let (look, began) = match self.copy_pass(records, &key, &mut record, tell).await {
                 Ok(done) => done,
                 Err(RecordError::Conflict(_)) if conflicts < CONFLICTS => {
                     conflicts += 1;
@@ -204,7 +205,7 @@ impl Engine {
             };
             let busy = matches!(self.copies().tasks.task(&task_key(&key)), Task::Busy { .. });
             let after = match look {
-                Look::Done => return Ok(passed(record, events, None)),
+                Look::Done => return Ok(passed(record, None)),
                 Look::Now if !began => continue,
                 Look::Now => Duration::ZERO,
                 Look::After(after) => after,
@@ -212,12 +213,12 @@ impl Engine {
             if busy {
                 let ended = timeout(ATTEND, self.copies().tasks.ended(&task_key(&key))).await;
                 if ended.is_err() && matches!(self.copies().tasks.task(&task_key(&key)), Task::Busy { .. }) {
-                    return Ok(passed(record, events, Some(after.max(RETRY))));
+                    return Ok(passed(record, Some(after.max(RETRY))));
                 }
                 continue;
             }
             if !after.is_zero() {
-                return Ok(passed(record, events, Some(after)));
+                return Ok(passed(record, Some(after)));
             }
         }
     }
@@ -228,7 +229,7 @@ impl Engine {
         records: &dyn CopyRecords,
         key: &Key,
         record: &mut CopyRecord,
-        events: &mut Vec<Told>,
+        tell: Tell<'_>,
     ) -> Result<(Look, bool), RecordError> {
         let (task_key, tasks) = (task_key(key), &self.copies().tasks);
         tasks.drop_foreign(&task_key, names(record).as_ref());
@@ -254,7 +255,7 @@ impl Engine {
             has_slots: false,
         };
         let transition = self.decide_copy(key, record, &mut view, now);
-        let changed = self.store_copy(records, record, &transition, events).await?;
+        let changed = self.store_copy(records, record, &transition, tell).await?;
         if view.outcome.is_some() && (changed || transition.effect.is_some() || answered) {
             tasks.seen(&task_key);
         }
@@ -301,17 +302,22 @@ impl Engine {
         records: &dyn CopyRecords,
         record: &mut CopyRecord,
         transition: &Transition,
-        events: &mut Vec<Told>,
+        tell: Tell<'_>,
     ) -> Result<bool, RecordError> {
         let mut wanted = transition.record.clone();
         if transition.hold && !record.held {
             let held = records.hold(record).await?;
+            if held.generation != record.generation {
+                return Err(RecordError::Conflict(format!("hold InstanceCopy {}", record.name)));
+            }
             (wanted.version, wanted.held) = (held.version, true);
         }
         let changed = wanted.status != record.status;
         if changed {
-            events.extend(told(&record.status, &wanted.status));
-            *record = records.swap(&wanted).await?;
+            let old = std::mem::replace(record, records.swap(&wanted).await?);
+            if let Some(told) = told(&old.status, &wanted.status) {
+                tell(told);
+            }
             if wanted.status.current.is_some() && record.status.current.is_none() {
                 // nothing may be begun that is not written down
                 let what =
@@ -450,10 +456,6 @@ fn names(record: &CopyRecord) -> Option<MoveNames> {
     })
 }
 
-fn passed(record: CopyRecord, told: Vec<Told>, look_again: Option<Duration>) -> CopyPass {
-    CopyPass {
-        record,
-        told,
-        look_again,
-    }
+fn passed(record: CopyRecord, look_again: Option<Duration>) -> CopyPass {
+    CopyPass { record, look_again }
 }

@@ -17,7 +17,7 @@ use tokio::sync::broadcast;
 use crate::adapt::Adaptations;
 use crate::book::{Book, Route};
 use crate::copies::Copies;
-use crate::drive::{Driven, Driver, Orders};
+use crate::drive::{Driven, Driver, Orders, Told, WishOf};
 use crate::happenings::{self, Happening};
 use crate::placements::Placements;
 use crate::power::{self, PowerChanges};
@@ -50,8 +50,8 @@ pub struct Engine {
 pub struct Pass {
     /// Its status as it should be written, if it differs from what was last said.
     pub status: InstancePlacementStatus,
-    /// What to tell people.
-    pub events: Vec<Happening>,
+    /// Whether a move came to its end.
+    pub ended: bool,
     /// When to look again at the latest; `None`: when something changes.
     pub look_again: Option<Duration>,
 }
@@ -63,6 +63,7 @@ struct Open {
     in_hand: Option<Record>,
     /// One that waits only for the server of its former source.
     leftover: Option<Record>,
+    ended: bool,
     look_again: Option<Duration>,
 }
 
@@ -70,6 +71,8 @@ struct Open {
 pub trait Report: Send + Sync {
     /// A status in the middle of a pass. It need not be written before the pass goes on.
     fn status(&self, status: &InstancePlacementStatus);
+    /// Something worth telling people, in the moment in which it happens.
+    fn happened(&self, happening: Happening);
 }
 
 impl Engine {
@@ -262,7 +265,6 @@ impl Engine {
     /// Looks at a placement and does what is to be done.
     pub async fn reconcile(&self, mut desired: Desired, report: &dyn Report) -> Result<Pass, RecordError> {
         let key = Key::new(&desired.namespace, &desired.name);
-        let before = desired.status.clone();
         self.placement_seen(&desired);
         if self.placements.is_current(&desired) {
             // this pass answers it
@@ -272,55 +274,47 @@ impl Engine {
         if desired.handle_request() {
             self.adaptations.forget(&key);
         }
-        let mut events = Vec::new();
         let mut look_again: Option<Duration> = None;
+        let mut ended = false;
         loop {
-            let open = self.drive_open(&key, &mut desired, report, &mut events).await?;
+            let open = self.drive_open(&key, &mut desired, report).await?;
             look_again = sooner(look_again, open.look_again);
+            ended |= open.ended;
             if let Some(record) = open.in_hand {
-                let status = status::moving(&desired, &record, None, self.env.now());
-                events.extend(happenings::of_status(&before, &status));
                 return Ok(Pass {
-                    status,
-                    events,
+                    status: status::moving(&desired, &record, None, self.env.now()),
+                    ended,
                     look_again,
                 });
             }
             let verdict = self.plan_with_contents(&key, &desired).await;
             if let Decision::Move(spec) = &verdict.decision {
                 if let Some(record) = self.create(&desired, spec).await? {
-                    events.push(happenings::begun(&record));
+                    report.happened(happenings::begun(&record));
                     let (located, now) = (verdict.located.as_ref(), self.env.now());
                     report.status(&status::moving(&desired, &record, located, now));
                     continue;
                 }
                 look_again = Some(Duration::from_secs(1));
             }
-            let (verdict, after) = self.mend_in_place(&key, &desired, verdict, report, &mut events).await;
+            let (verdict, after) = self.mend_in_place(&key, &desired, verdict, report).await;
             look_again = sooner(look_again, after);
-            let status = status::resting(&desired, &verdict, open.leftover.as_ref(), self.env.now());
-            events.extend(happenings::of_status(&before, &status));
             return Ok(Pass {
-                status,
-                events,
+                status: status::resting(&desired, &verdict, open.leftover.as_ref(), self.env.now()),
+                ended,
                 look_again,
             });
         }
     }
 
     /// Carries on the open moves of a placement, and remembers those that ended.
-    async fn drive_open(
-        &self,
-        key: &Key,
-        desired: &mut Desired,
-        report: &dyn Report,
-        events: &mut Vec<Happening>,
-    ) -> Result<Open, RecordError> {
+    async fn drive_open(&self, key: &Key, desired: &mut Desired, report: &dyn Report) -> Result<Open, RecordError> {
         let mut open = Open::default();
         for record in self.book.open_of(&desired.uid) {
-            let driven = self.drive_for(key, desired, record, report, events).await?;
+            let driven = self.drive_for(key, desired, record, report).await?;
             open.look_again = sooner(open.look_again, driven.look_again);
             if driven.record.finished() {
+                open.ended = true;
                 status::remember(&mut desired.status, &driven.record, desired.generation);
             } else if status::is_leftover(&driven.record, self.env.now()) {
                 open.look_again = sooner(open.look_again, Some(LEFTOVER));
@@ -342,7 +336,6 @@ impl Engine {
         desired: &Desired,
         record: Record,
         report: &dyn Report,
-        events: &mut Vec<Happening>,
     ) -> Result<Driven, RecordError> {
         let newest = self.book.open_of(&desired.uid).last().map(|r| r.name.clone());
         let superseded = newest.as_deref() != Some(record.name.as_str());
@@ -353,36 +346,39 @@ impl Engine {
             },
             wish => wish,
         };
-        let told = Mutex::new((record.clone(), Vec::new()));
-        let written = |new: &Record| {
-            self.book.put(new.clone());
-            let mut told = lock(&told);
-            let happening = happenings::of_record(&told.0, new);
-            let step_changed = told.0.status.step != new.status.step;
-            told.0 = new.clone();
-            told.1.extend(happening);
-            if step_changed && !new.finished() {
+        let stepped = |new: &Record| {
+            if !new.finished() {
                 report.status(&status::moving(desired, new, None, self.env.now()));
             }
         };
-        let driven = self.drive(key, record, &wish, &written).await;
-        events.append(&mut lock(&told).1);
-        driven
+        self.drive(key, record, &wish, report, &stepped).await
     }
 
     async fn drive(
         &self,
         placement: &Key,
         record: Record,
-        wish: &(dyn Fn(&Record, Timestamp) -> Wish + Send + Sync),
-        written: &(dyn Fn(&Record) + Send + Sync),
+        wish: WishOf<'_>,
+        report: &dyn Report,
+        stepped: Told<'_>,
     ) -> Result<Driven, RecordError> {
+        let known = Mutex::new(record.clone());
+        let written = |new: &Record| {
+            self.book.put(new.clone());
+            let old = std::mem::replace(&mut *lock(&known), new.clone());
+            if let Some(happening) = happenings::of_record(&old, new) {
+                report.happened(happening);
+            }
+            if old.status.step != new.status.step {
+                stepped(new);
+            }
+        };
         let interrupt = self.placements.interrupt(placement);
         let orders = Orders {
             wish,
             open_moves: self.book.open_names(),
             interrupt: &interrupt,
-            written,
+            written: &written,
         };
         let record_key = Key::new(&record.namespace, &record.name);
         let driven = match self.driver.drive(record, &orders).await {
@@ -406,7 +402,7 @@ impl Engine {
 
     /// Carries on the moves of a namespace whose placements are gone: they are undone, or completed past the commit.
     /// Says when to look again.
-    pub async fn drive_orphans(&self, namespace: &str) -> Result<Option<Duration>, RecordError> {
+    pub async fn drive_orphans(&self, namespace: &str, report: &dyn Report) -> Result<Option<Duration>, RecordError> {
         self.load_book(namespace).await?;
         let orphans = self.book.open_in(namespace).into_iter().filter(|r| {
             let placement = Key::new(namespace, &r.spec.placement);
@@ -415,8 +411,7 @@ impl Engine {
         let driven = orphans.map(|record| async move {
             let placement = Key::new(namespace, &record.spec.placement);
             let wish = |record: &Record, now: Timestamp| plan::wish(record, None, now);
-            let written = |record: &Record| self.book.put(record.clone());
-            self.drive(&placement, record, &wish, &written).await
+            self.drive(&placement, record, &wish, report, &|_| {}).await
         });
         let all = futures::future::join_all(driven).await;
         let mut look_again = None;

@@ -7,6 +7,7 @@ use berth_core::moves::is_restart;
 use berth_core::overrides::Adaptation;
 use berth_core::plan::Located;
 use berth_core::records::Record;
+use berth_core::server::PowerAction;
 
 /// One thing to tell.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -117,29 +118,50 @@ pub(crate) fn begun(record: &Record) -> Happening {
 
 /// A change of the configuration where the instance is. Names only, since values may be secret.
 pub(crate) fn adapted(located: &Located, change: &Adaptation) -> Happening {
+    let (names, at, server) = (change.names(), located.at(), &located.server);
+    updated(format!("{names} of {at} on {server} changed as declared"))
+}
+
+/// A change of the power state where the instance is.
+pub(crate) fn powered(located: &Located, action: PowerAction) -> Happening {
+    let done = match action {
+        PowerAction::Start { .. } => "started",
+        PowerAction::Stop { .. } | PowerAction::ForceStop => "stopped",
+    };
+    updated(format!("{} on {} was {done}", located.at(), located.server))
+}
+
+fn updated(message: String) -> Happening {
     Happening {
         record: None,
         warning: false,
         reason: Reason::Updating.as_str().to_owned(),
-        message: format!(
-            "{} of {} on {} changed as declared",
-            change.names(),
-            located.at(),
-            located.server
-        ),
+        message,
     }
 }
 
-/// A new reason of a placement.
-pub(crate) fn of_status(old: &InstancePlacementStatus, new: &InstancePlacementStatus) -> Option<Happening> {
-    let before = conditions::find(&old.conditions, READY).map(|c| c.reason.as_str());
+/// A new reason of a placement, once its status is written.
+pub fn of_status(old: &InstancePlacementStatus, new: &InstancePlacementStatus) -> Option<Happening> {
+    let before = conditions::reason(&old.conditions);
     let now = conditions::find(&new.conditions, READY)?;
     let reason = Reason::parse(&now.reason)?;
-    // moves tell of themselves, and a first look is nothing new
-    if before == Some(now.reason.as_str()) || matches!(reason, Reason::Moving | Reason::Progressing) {
+    if before == Some(now.reason.as_str()) {
         return None;
     }
-    Some(Happening {
+    let last = |status: &InstancePlacementStatus| status.moves.first().map(|m| m.name.clone());
+    let told = match reason {
+        // a first look is nothing new
+        Reason::Progressing => true,
+        // moves and changes tell of themselves: that they begin, and how they end
+        Reason::Moving => true,
+        Reason::Updating => new.current_move.is_some(),
+        Reason::InPlace => {
+            let changes = [Reason::Moving, Reason::Updating];
+            last(old) != last(new) || changes.iter().any(|r| before == Some(r.as_str()))
+        }
+        _ => false,
+    };
+    (!told).then(|| Happening {
         record: None,
         warning: reason.kind() == ReasonKind::Stalled,
         reason: now.reason.clone(),

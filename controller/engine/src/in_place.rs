@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use berth_api::Reason;
+use berth_api::{Reason, conditions};
 use berth_core::marks;
 use berth_core::model::Instance;
 use berth_core::plan::{self, Decision, Desired, Located, Verdict};
@@ -14,7 +14,7 @@ use jiff::Timestamp;
 
 use crate::Key;
 use crate::engine::{Engine, Report, record_name};
-use crate::happenings::Happening;
+use crate::happenings;
 use crate::power::{self, Standing, Wanted};
 
 /// When to look again at what waits for something outside without a time of its own.
@@ -32,7 +32,6 @@ impl Engine {
         desired: &Desired,
         mut verdict: Verdict,
         report: &dyn Report,
-        events: &mut Vec<Happening>,
     ) -> (Verdict, Option<Duration>) {
         let late = |l: &Located| {
             let last = self.book().last_of(&desired.uid);
@@ -71,7 +70,7 @@ impl Engine {
                 };
                 self.change_power(key, desired, verdict, report, &wanted).await
             }
-            (Decision::Adapt { .. }, Some(located)) => self.adapt(key, desired, verdict, &located, events).await,
+            (Decision::Adapt { .. }, Some(located)) => self.adapt(key, desired, verdict, &located, report).await,
             (Decision::Repair { .. }, Some(located)) => self.repair(key, desired, verdict, &located).await,
             (decision, _) => {
                 self.power().forget(key);
@@ -103,7 +102,10 @@ impl Engine {
             .await;
         match standing {
             Standing::Busy(after) => (verdict, Some(after)),
-            Standing::Done => {
+            Standing::Done { changed } => {
+                if changed {
+                    report.happened(happenings::powered(wanted.located, wanted.action));
+                }
                 verdict = self.plan(key, desired, None);
                 let settled = matches!(verdict.decision, Decision::InSync);
                 (verdict, (!settled).then_some(SOON))
@@ -210,7 +212,7 @@ fn look_again_for(decision: &Decision, now: Timestamp) -> Option<Duration> {
         Decision::Wait { until: None, .. } => Some(WAITING),
         // what is missing may come in the first seconds; after that it is a person's turn
         Decision::Blocked(blockers) if blockers.first().is_some_and(|b| b.reason.is_not_found()) => {
-            Some(Duration::try_from(status::GRACE).unwrap_or(WAITING) + Duration::from_millis(100))
+            Some(Duration::try_from(conditions::GRACE).unwrap_or(WAITING) + Duration::from_millis(100))
         }
         Decision::Blocked(_) => Some(BLOCKED),
         Decision::Power { .. } | Decision::Adapt { .. } | Decision::Repair { .. } | Decision::Move(_) => Some(SOON),

@@ -49,9 +49,9 @@ mod transfer;
 mod ways;
 
 pub use backup::Scratch;
-pub use copies::CopyPass;
+pub use copies::{CopyPass, Tell};
 pub use engine::{Engine, Pass, Report};
-pub use happenings::Happening;
+pub use happenings::{Happening, of_status};
 pub use sweep::Leftover;
 
 use std::fmt;

@@ -51,8 +51,8 @@ pub(crate) struct Wanted<'a> {
 pub(crate) enum Standing {
     /// Under way; look again after that time.
     Busy(Duration),
-    /// The instance is in that state already.
-    Done,
+    /// The instance is in that state; whether that was our doing.
+    Done { changed: bool },
     /// It failed, and is tried again then.
     Failed { message: String, again: Timestamp },
 }
@@ -84,6 +84,7 @@ impl PowerChanges {
         wanted: &Wanted<'_>,
     ) -> Standing {
         let key = task_key(placement);
+        let mut changed = false;
         loop {
             if let Task::Busy { .. } = driver.tasks().task(&key) {
                 if !driver.attend(&key).await {
@@ -93,6 +94,7 @@ impl PowerChanges {
             }
             if let Some(outcome) = driver.tasks().outcome(&key) {
                 driver.tasks().seen(&key);
+                changed |= outcome.result.is_ok();
                 self.note(env, placement, wanted, outcome.result.err());
             }
             let tried = lock(&self.tried).get(placement).cloned().unwrap_or_default();
@@ -101,6 +103,7 @@ impl PowerChanges {
             }
             match self.begin(env, driver, &key, follower, wanted, tried.by_force).await {
                 Ok(None) => {}
+                Ok(Some(Standing::Done { .. })) => return Standing::Done { changed },
                 Ok(Some(standing)) => return standing,
                 Err(error) => self.note(env, placement, wanted, Some(error)),
             }
@@ -122,12 +125,12 @@ impl PowerChanges {
         let fresh = server.instance(at).await?;
         follower.learn(at, fresh.clone());
         let Some(instance) = fresh.map(|f| f.instance) else {
-            return Ok(Some(Standing::Done));
+            return Ok(Some(Standing::Done { changed: false }));
         };
         let stopped = instance.power == Power::Stopped;
         let starts = matches!(wanted.action, PowerAction::Start { .. });
         if instance.uuid() != wanted.located.instance.uuid() || stopped != starts {
-            return Ok(Some(Standing::Done));
+            return Ok(Some(Standing::Done { changed: false }));
         }
         if !env.may_act() || (!starts && !env.lease_is_safe()) {
             return Ok(Some(Standing::Busy(Duration::from_secs(1))));

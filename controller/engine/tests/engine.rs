@@ -183,7 +183,7 @@ fn the_move_of_a_deleted_placement_is_undone() {
         let mut again = Some(Duration::ZERO);
         while let Some(after) = again {
             sleep(after).await;
-            again = town.engine.drive_orphans(NAMESPACE).await.unwrap();
+            again = town.engine.drive_orphans(NAMESPACE, town.report()).await.unwrap();
         }
         assert_eq!(town.open(), 0);
         assert_eq!(town.world.instance("a", &at("web-1")).unwrap().power, Power::Running);

@@ -92,6 +92,14 @@ pub struct Transition {
 ///
 /// Work at an unknown step is left alone: a newer controller wrote it.
 pub fn step(record: &CopyRecord, view: &CopyView, now: Timestamp) -> Transition {
+    let mut next = next(record, view, now);
+    if next.record != *record {
+        next.record.observe();
+    }
+    next
+}
+
+fn next(record: &CopyRecord, view: &CopyView, now: Timestamp) -> Transition {
     let mut pass = Pass::new(record, view, now);
     let Some(work) = record.status.current.as_ref() else {
         return rest::rest(&mut pass);

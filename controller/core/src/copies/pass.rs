@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use berth_api::copy::{CopyWork, DeletionPolicy};
 use berth_api::moves::MoveError;
-use berth_api::{MicroTime, Reason, Time};
+use berth_api::{MicroTime, Reason, ReasonKind, Time, conditions};
 use jiff::Timestamp;
 
 use super::record::CopyRecord;
 use super::source::Sought;
-use super::{Step, Transition, due, report};
+use super::{Step, Transition, due};
 use crate::marks;
 use crate::model::{InstanceRef, Power};
 use crate::moves::{Copy, Effect, EffectKind, End, EndView, Look, Outcome, Request, Task};
@@ -120,15 +120,13 @@ impl<'a> Pass<'a> {
 
     /// Says what a person reads.
     pub fn say(&mut self, reason: Reason, message: &str) {
-        let generation = Some(self.record.generation);
-        self.record.status.observed_generation = generation;
-        report::say(
-            &mut self.record.status.conditions,
-            reason,
-            message,
-            generation,
-            self.now,
-        );
+        self.say_as(reason.kind(), reason, message);
+    }
+
+    /// Says what may mean less than its reason does elsewhere.
+    pub fn say_as(&mut self, kind: ReasonKind, reason: Reason, message: &str) {
+        let (generation, list) = (Some(self.record.generation), &mut self.record.status.conditions);
+        conditions::say(list, kind, (reason.as_str(), message), generation, self.now);
     }
 
     /// Remembers why something did not work.

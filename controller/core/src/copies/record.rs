@@ -35,6 +35,14 @@ impl CopyRecord {
     pub fn target_name<'a>(&'a self, source: &'a str) -> &'a str {
         present(&self.spec.target.name).unwrap_or(source)
     }
+
+    /// Whatever is written next was decided from the spec as it is.
+    pub(super) fn observe(&mut self) {
+        self.status.observed_generation = Some(self.generation);
+        for condition in &mut self.status.conditions {
+            condition.observed_generation = Some(self.generation);
+        }
+    }
 }
 
 /// Durable records of copies.

@@ -17,7 +17,7 @@ use super::due::{self, Due};
 use super::pass::Pass;
 use super::record::CopyRecord;
 use super::source::{Sought, no_server};
-use super::{Step, Transition, report, send, settle};
+use super::{Step, Transition, send, settle};
 use crate::marks;
 use crate::model::{Capability, Instance, Power, ServerFacts};
 use crate::moves::Look;
@@ -190,19 +190,9 @@ fn blocked(p: &mut Pass<'_>, blocker: &Blocker) -> Transition {
     };
     let message = format!("{}{last}{fix}", blocker.message);
     // in a first sync what is missing may come a moment later
-    if blocker.reason.is_not_found() && report::is_young(&p.record.status.conditions, p.now) {
-        let generation = Some(p.record.generation);
-        p.record.status.observed_generation = generation;
-        report::say_young(
-            &mut p.record.status.conditions,
-            (blocker.reason, &message),
-            generation,
-            p.now,
-        );
-        return p.wait(YOUNG);
-    }
-    p.say(blocker.reason, &message);
-    p.wait(BLOCKED)
+    let kind = conditions::kind_now(&p.record.status.conditions, blocker.reason, p.now);
+    p.say_as(kind, blocker.reason, &message);
+    p.wait(if kind == blocker.reason.kind() { BLOCKED } else { YOUNG })
 }
 
 /// Whether the copy is due now; if not, what is said until then.

@@ -24,6 +24,7 @@ pub use body::{incoming_definition, plain_config};
 pub use effect::{Backup, Effect, EffectKind, End, Request, Transfer, Wiring};
 pub use live::between_servers;
 pub use pass::{Look, Transition, measured};
+pub use said::close;
 pub use view::{Copy, EndView, Outcome, Read, Spent, StopRules, Task, View, Wish, reads};
 
 use crate::records::Record;

@@ -1,7 +1,6 @@
 //! The conditions of a record, which follow from its step and outcome (kstatus): for people and tools, never read here.
 
-use berth_api::conditions::{self, ConditionStatus, READY, RECONCILING, STALLED};
-use berth_api::{InstanceMoveStatus, Outcome, Step};
+use berth_api::{InstanceMoveStatus, MicroTime, Outcome, ReasonKind, Step, conditions};
 use jiff::{Timestamp, Unit};
 
 use crate::records::Record;
@@ -9,17 +8,17 @@ use crate::records::Record;
 /// Makes the conditions say what the record says.
 pub(super) fn say(record: &mut Record, now: Timestamp) {
     let status = &mut record.status;
-    // the spec never changes but for cancel, which is one-way
-    let generation = Some(1 + i64::from(record.spec.cancel));
+    // the spec never changes but for cancel, which is one-way; a deletion that is held counts as a change, too
+    let generation = Some(1 + i64::from(record.spec.cancel) + i64::from(record.deleting));
     status.observed_generation = generation;
     let message = message(status);
     let outcome = status.outcome();
-    let (ready, also) = match outcome {
-        None => (ConditionStatus::False, Some(RECONCILING)),
-        Some(Outcome::Succeeded) => (ConditionStatus::True, None),
-        Some(Outcome::NeedsAttention) => (ConditionStatus::False, Some(STALLED)),
+    let kind = match outcome {
+        None => ReasonKind::InProgress,
+        Some(Outcome::Succeeded) => ReasonKind::Ready,
+        Some(Outcome::NeedsAttention) => ReasonKind::Stalled,
         // it ended as it should: whether the instance is where it belongs is said by its placement
-        Some(Outcome::Undone | Outcome::Cancelled) => (ConditionStatus::False, None),
+        Some(Outcome::Undone | Outcome::Cancelled) => ReasonKind::Waiting,
     };
     let reason = match outcome {
         Some(outcome) => outcome.as_str().to_owned(),
@@ -28,15 +27,14 @@ pub(super) fn say(record: &mut Record, now: Timestamp) {
             .clone()
             .unwrap_or_else(|| Step::Accepted.as_str().to_owned()),
     };
-    let said = (reason.as_str(), message.as_str());
-    let list = &mut status.conditions;
-    conditions::set(list, (READY, ready), said, generation, now);
-    for kind in [RECONCILING, STALLED] {
-        match also == Some(kind) {
-            true => conditions::set(list, (kind, ConditionStatus::True), said, generation, now),
-            false => conditions::remove(list, kind),
-        }
-    }
+    conditions::say(&mut status.conditions, kind, (&reason, &message), generation, now);
+}
+
+/// Ends a record as it is, without asking any server for anything.
+pub fn close(record: &mut Record, outcome: Outcome, now: Timestamp) {
+    record.status.outcome = Some(outcome.as_str().to_owned());
+    record.status.finished_at = Some(MicroTime(now));
+    say(record, now);
 }
 
 /// `round 2, 42 %`, what went wrong, or since when; with absolute times, so that what stays the same is not written anew.
@@ -46,7 +44,11 @@ fn message(status: &InstanceMoveStatus) -> String {
     if status.outcome() == Some(Outcome::Succeeded) {
         return "the instance is where it was to go".to_owned();
     }
-    if let Some(why) = undone.or(failed).filter(|why| !why.is_empty()) {
+    let why = match status.outcome() {
+        Some(Outcome::NeedsAttention) => failed.or(undone),
+        _ => undone.or(failed),
+    };
+    if let Some(why) = why.filter(|why| !why.is_empty()) {
         return why;
     }
     let progress = status.progress.as_ref();

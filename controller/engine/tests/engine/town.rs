@@ -47,6 +47,10 @@ impl Report for Inner {
     fn status(&self, status: &InstancePlacementStatus) {
         self.seen.lock().unwrap().push(reason(status));
     }
+
+    fn happened(&self, happening: Happening) {
+        self.events.lock().unwrap().push(happening);
+    }
 }
 
 pub fn reason(status: &InstancePlacementStatus) -> String {
@@ -205,6 +209,10 @@ impl Town {
         self.wake(&key);
     }
 
+    pub fn report(&self) -> &dyn Report {
+        self.inner.as_ref()
+    }
+
     async fn care_for(&self, key: Key) {
         let wake = self.inner.wakes.lock().unwrap()[&key].clone();
         loop {
@@ -214,7 +222,6 @@ impl Town {
             *self.inner.passes.lock().unwrap().entry(key.clone()).or_default() += 1;
             let again = match self.engine.reconcile(desired, self.inner.as_ref()).await {
                 Ok(pass) => {
-                    self.inner.events.lock().unwrap().extend(pass.events);
                     if let Some(d) = self.inner.placements.lock().unwrap().get_mut(&key) {
                         d.status = pass.status;
                     }
