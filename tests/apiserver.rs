@@ -5,7 +5,8 @@ use std::fs;
 use std::path::Path;
 
 use berth_tests::Test;
-use serde_json::Value;
+use futures::future::join_all;
+use serde_json::{Value, json};
 
 berth_tests::suite! {
     needs: [Kube],
@@ -53,42 +54,55 @@ async fn apply(test: &Test, text: &str) -> Result<String, String> {
     test.kube().kubectl_with_input(&args, text).await
 }
 
-/// Name and resourceVersion of every object of a manifest.
-async fn versions(test: &Test, text: &str) -> String {
-    let columns = "custom-columns=KIND:.kind,NAME:.metadata.name,VERSION:.metadata.resourceVersion";
-    let args = ["get", "--no-headers", "-o", columns, "-f", "-"];
+/// Every object of a manifest as it is stored, one a line; with `versions`, the resourceVersion of each.
+async fn stored(test: &Test, text: &str, versions: bool) -> String {
+    let args = ["get", "--show-managed-fields", "-o", "json", "-f", "-"];
     let found = test.kube().kubectl_with_input(&args, text).await;
-    found.unwrap_or_else(|error| panic!("{error}\n{text}"))
+    let found = found.unwrap_or_else(|error| panic!("{error}\n{text}"));
+    let found: Value = serde_json::from_str(&found).unwrap_or_else(|error| panic!("{error}"));
+    let one = std::slice::from_ref(&found);
+    let objects = found["items"].as_array().map_or(one, Vec::as_slice);
+    let shown = objects.iter().map(|object| {
+        let mut object = object.clone();
+        let metadata = object["metadata"].as_object_mut();
+        let version = metadata.and_then(|m| m.remove("resourceVersion"));
+        if versions {
+            json!(version).to_string()
+        } else {
+            object.to_string()
+        }
+    });
+    shown.collect::<Vec<_>>().join("\n")
 }
 
-async fn applies_twice(test: &Test, name: &str, text: &str) {
-    for time in ["first", "second"] {
-        let before = if time == "second" {
-            versions(test, text).await
-        } else {
-            String::new()
-        };
-        apply(test, text)
-            .await
-            .unwrap_or_else(|error| panic!("{name}, applied for the {time} time: {error}"));
-        if time == "second" {
-            assert_eq!(versions(test, text).await, before, "{name}: nothing changed");
-        }
-    }
+/// Applying it again changes nothing of any object. That a new one's default status is stored, which the API server shows
+/// from the first moment on, counts as a version; after that there is no other.
+async fn applies_again(test: &Test, name: &str, text: &str) {
+    let again = async |time: &str| {
+        let applied = apply(test, text).await;
+        applied.unwrap_or_else(|error| panic!("{name}, applied for the {time} time: {error}"));
+    };
+    again("first").await;
+    let before = stored(test, text, false).await;
+    again("second").await;
+    assert_eq!(stored(test, text, false).await, before, "{name}: nothing changed");
+    let before = stored(test, text, true).await;
+    again("third").await;
+    assert_eq!(stored(test, text, true).await, before, "{name}: no other version");
 }
 
 async fn the_definitions_apply_and_applying_them_again_changes_nothing(test: Test) {
     let all = files("crds");
     assert_eq!(all.len(), 4, "four kinds");
     for (name, text) in all {
-        applies_twice(&test, &name, &text).await;
+        applies_again(&test, &name, &text).await;
     }
 }
 
 async fn every_example_applies_and_applying_it_again_changes_nothing(test: Test) {
     for (name, text) in files("examples") {
         let text = in_own_namespace(&test, &text);
-        applies_twice(&test, &name, &text).await;
+        applies_again(&test, &name, &text).await;
         if name != "namespace.yaml" {
             // examples use the same names again
             let done = test.kube().kubectl_with_input(&["delete", "-f", "-"], &text).await;
@@ -146,33 +160,49 @@ async fn explained(test: &Test, path: &str) -> String {
     text.unwrap_or_else(|error| panic!("explain {path}: {error}"))
 }
 
+/// Every object in a schema with the names of its fields, by the path that `kubectl explain` takes.
+fn explainable(path: &str, schema: &Value, found: &mut Vec<(String, Vec<String>)>) {
+    let schema = schema.get("items").unwrap_or(schema);
+    let Some(fields) = schema["properties"].as_object() else {
+        return;
+    };
+    found.push((path.to_owned(), fields.keys().cloned().collect()));
+    for (name, field) in fields {
+        explainable(&format!("{path}.{name}"), field, found);
+    }
+}
+
 async fn kubectl_explains_every_field(test: Test) {
-    let paths = [
-        ("isrv.spec", "addresses"),
-        ("isrv.spec.credentials", "trustTokenRef"),
-        ("iplace.spec", "powerState"),
-        ("iplace.spec.target", "server"),
-        ("iplace.spec.stop", "force"),
-        ("iplace.status.plan", "digest"),
-        ("imove.spec", "cancel"),
-        ("imove.status", "downtime"),
-        ("icopy.spec", "refresh"),
-    ];
-    for (path, field) in paths {
-        let text = explained(&test, path).await;
-        let (about, fields) = text
-            .split_once("FIELDS:")
-            .unwrap_or_else(|| panic!("{path} has fields: {text}"));
-        let about = about.split("DESCRIPTION:").nth(1).unwrap_or_default().trim();
-        assert!(about.len() > 10 && about != "<empty>", "{path} is described: {text}");
-        assert!(fields.contains(field), "{path} has {field}: {text}");
-        assert!(!fields.contains("<no description>"), "{path}: {text}");
-        let text = explained(&test, &format!("{path}.{field}")).await;
-        let about = text.split("DESCRIPTION:").nth(1).unwrap_or_default().trim();
-        assert!(
-            about.len() > 10 && !about.starts_with("<empty>"),
-            "{path}.{field} is described: {text}"
+    let mut paths = Vec::new();
+    for (_, text) in files("crds") {
+        let crd: Value = serde_yaml::from_str(&text).unwrap_or_else(|error| panic!("{error}"));
+        let (names, schema) = (
+            &crd["spec"]["names"],
+            &crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"],
         );
+        for part in ["spec", "status"] {
+            let path = format!("{}.{part}", names["shortNames"][0].as_str().unwrap_or_default());
+            explainable(&path, &schema["properties"][part], &mut paths);
+        }
+    }
+    assert!(paths.len() > 40, "the definitions were read: {paths:?}");
+    for part in paths.chunks(4) {
+        let explaining = part.iter().map(|(path, fields)| is_explained(&test, path, fields));
+        join_all(explaining).await;
+    }
+}
+
+async fn is_explained(test: &Test, path: &str, fields: &[String]) {
+    let text = explained(test, path).await;
+    let (about, listed) = text
+        .split_once("FIELDS:")
+        .unwrap_or_else(|| panic!("{path} has fields: {text}"));
+    let about = about.split("DESCRIPTION:").nth(1).unwrap_or_default().trim();
+    assert!(about.len() > 10 && about != "<empty>", "{path} is described: {text}");
+    assert!(!listed.contains("<no description>"), "{path}: {text}");
+    for field in fields {
+        let is_listed = |line: &str| line.split_whitespace().next() == Some(field);
+        assert!(listed.lines().any(is_listed), "{path} has {field}: {text}");
     }
 }
 

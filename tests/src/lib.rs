@@ -6,12 +6,13 @@
 mod controller;
 mod gitops;
 mod helm;
+pub mod history;
 mod instance;
 mod kube;
 mod lab;
 mod objects;
 mod proxy;
-
+mod recorder;
 mod rest;
 mod runner;
 mod shared;
@@ -27,6 +28,7 @@ pub use lab::{Lab, Product, Server};
 pub use objects::{Placement, condition, reason};
 pub use proxy::{Fate, Proxy, Seen};
 
+pub use recorder::Recorder;
 pub use rest::ApiError;
 pub use runner::{Needs, Suite, Test};
 pub use vm::{Heard, NewVm};

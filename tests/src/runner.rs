@@ -17,6 +17,7 @@ use crate::gitops::Tool;
 use crate::helm::helm_program;
 use crate::kube::Kube;
 use crate::lab::{self, Lab};
+use crate::recorder::Recorder;
 use crate::shared;
 
 /// What a suite cannot run without.
@@ -224,6 +225,7 @@ async fn run_one(plan: Plan, company: &RwLock<()>, body: Body) -> Result<(), Fai
     };
     let outcome = tokio::time::timeout(plan.timeout, guarded(body(test.clone()))).await;
     let outcome = outcome.unwrap_or_else(|_| Err(format!("did not end within {:?}", plan.timeout)));
+    let outcome = outcome.and_then(|()| test.keeps_the_rules());
     test.end(outcome.is_err()).await;
     outcome.map_err(|text| Failed::from(format!("{text}\nlogs: {}", test.dir().display())))
 }
@@ -264,6 +266,10 @@ fn remember_panic(info: &std::panic::PanicHookInfo<'_>) {
     }
 }
 
+fn namespace_of(id: &str) -> String {
+    format!("test-{id}")
+}
+
 /// One running test: its servers, its namespace, its names, its folder for logs.
 #[derive(Clone)]
 pub struct Test {
@@ -278,6 +284,7 @@ struct Inner {
     lab: Option<&'static Lab>,
     argo: bool,
     controllers: Mutex<Vec<Controller>>,
+    recorder: Option<Recorder>,
 }
 
 impl Test {
@@ -293,7 +300,15 @@ impl Test {
             Some(kind) => Some(Lab::shared(kind).await),
             None => None,
         };
-        let test = Test {
+        let recorder = match kube {
+            Some(kube) => {
+                let namespace = namespace_of(&id);
+                kube.create_namespace(&namespace).await;
+                Some(Recorder::start(|kind| kube.api(kind, &namespace)).await)
+            }
+            None => None,
+        };
+        Test {
             inner: Arc::new(Inner {
                 sentence,
                 id,
@@ -302,12 +317,27 @@ impl Test {
                 lab,
                 argo: needs.contains(&Needs::Argo),
                 controllers: Mutex::new(Vec::new()),
+                recorder,
             }),
-        };
-        if let Some(kube) = kube {
-            kube.create_namespace(&test.namespace()).await;
         }
-        test
+    }
+
+    /// What has been seen of this test's objects. The suite must name [`Needs::Kube`].
+    pub fn recorder(&self) -> &Recorder {
+        self.inner.recorder.as_ref().expect("the suite names Needs::Kube")
+    }
+
+    /// Whatever a test is about, no object of it ever said what it must not.
+    fn keeps_the_rules(&self) -> Result<(), String> {
+        let Some(recorder) = &self.inner.recorder else {
+            return Ok(());
+        };
+        let violations = recorder.violations();
+        if violations.is_empty() {
+            return Ok(());
+        }
+        let _ = std::fs::write(self.dir().join("versions.jsonl"), recorder.dump());
+        Err(format!("what objects said: {violations:#?}"))
     }
 
     /// The sentence that this test proves.
@@ -332,7 +362,7 @@ impl Test {
 
     /// This test's own namespace.
     pub fn namespace(&self) -> String {
-        format!("test-{}", self.inner.id)
+        namespace_of(&self.inner.id)
     }
 
     /// `name` with letters that belong to this test alone; instances so named are deleted when it ends.
