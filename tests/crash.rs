@@ -97,6 +97,34 @@ fn a_guest_that_stops_too_late_runs_where_it_was_in_the_end_whenever_a_controlle
     table.finish();
 }
 
+#[test]
+fn a_container_that_is_restored_with_files_of_nobody_runs_where_it_was_whenever_a_controller_dies() {
+    let mut table = Table::new("broken restores");
+    for scenario in Scenario::broken() {
+        let undisturbed = Case::undisturbed(&scenario).run();
+        let mut judge = |what: &str, report: &Report| {
+            let runs = report.instances.len() == 1 && report.instances[0].starts_with("a default/web-1 Running");
+            let right = report.outcome == "Undone" && runs && report.is_settled();
+            table.case(
+                &format!("{}, {what}", scenario.name),
+                report,
+                right,
+                "Undone, and it runs",
+            );
+        };
+        judge("undisturbed", &undisturbed);
+        for nth in 0..undisturbed.writes.0 {
+            for fault in [Fault::CrashBefore, Fault::CrashAfter] {
+                let case = Case::disturbed(&scenario, move |_, w| {
+                    (w.controller == "c1" && w.nth == nth).then_some(fault)
+                });
+                judge(&format!("{fault:?} {nth}"), &case.run());
+            }
+        }
+    }
+    table.finish();
+}
+
 /// Whether the whole table is wanted.
 fn full() -> bool {
     std::env::var_os("BERTH_TABLE").is_some_and(|v| v == "full")
@@ -104,9 +132,10 @@ fn full() -> bool {
 
 /// The scenarios that are disturbed in every way, the most important first.
 fn some() -> Vec<Scenario> {
-    const KINDS: [&str; 14] = [
+    const KINDS: [&str; 15] = [
         "Incus pull, running",
         "Incus live pull",
+        "Incus criu pull",
         "LXD saved state, pull",
         "Incus pull, restricted project",
         "Incus warm, running",
@@ -121,7 +150,7 @@ fn some() -> Vec<Scenario> {
         "Incus pull, virtual machine",
     ];
     let all = Scenario::all();
-    let kinds = KINDS.iter().take(if full() { KINDS.len() } else { 7 });
+    let kinds = KINDS.iter().take(if full() { KINDS.len() } else { 8 });
     kinds
         .filter_map(|k| all.iter().find(|s| s.name == *k))
         .cloned()
@@ -221,7 +250,10 @@ fn a_controller_that_dies_before_or_after_any_write_changes_nothing_but_one_repe
                     case.vacancy = Duration::from_secs(vacancy);
                     let report = case.run();
                     let what = format!("{}, {fault:?} {nth}, vacancy {vacancy} s", scenario.name);
+                    // while nobody was there the processes may have gone over: then a cancellation comes too late
+                    let late = scenario.criu && scenario.cancel_before.is_some() && report.outcome == "Succeeded";
                     let difference = undisturbed.difference(&report, scenario.method == Method::Live);
+                    let difference = difference.filter(|_| !late || !report.is_settled());
                     table.case(
                         &what,
                         &report,

@@ -55,7 +55,7 @@ lane() { # NUMBER: runs suites until there are no more
   local name program folder; while read -r name program folder < <(next_suite) && [ -n "$name" ]; do run_suite "$name" "$program" "$folder"; done
 }
 queue() { # the programs that cargo built: NAME PROGRAM FOLDER, those that take longest first, so that no lane ends long after the others
-  local order="crashes vms guard changes late"
+  local order="crashes criu vms guard changes late"
   grep '"overflow_checks":[a-z]*,"test":true' "$WORK/built" | sed -n 's/.*"manifest_path":"\([^"]*\)\/Cargo.toml".*"kind":\["\([^"]*\)"\].*"name":"\([^"]*\)".*"executable":"\([^"]*\)".*/\2 \3 \4 \1/p' |
     while read -r kind name program folder; do [ "$kind" = test ] || name=$name-unit; echo "$name $program $folder"; done |
     awk -v order="$order" 'BEGIN {n = split(order, o); for (i = 1; i <= n; i++) at[o[i]] = i} {print ($1 in at ? at[$1] : n + 1), $0}' | sort -s -n | cut -d' ' -f2-

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use berth_api::moves::{InstanceMoveSpec, InstanceMoveStatus, MoveEnd};
-use berth_api::placement::Warm;
+use berth_api::placement::{Live, Warm};
 use berth_api::{GoDuration, GuardKind, GuardPair, InstanceType, Method, Overrides, Power, Snapshots, Stop, Transfer};
 use berth_core::model::{InstanceRef, Product};
 use berth_core::records::{Record, Records};
@@ -59,6 +59,10 @@ pub struct Scenario {
     pub apart: bool,
     /// Servers that can stream a backup.
     pub streams: bool,
+    /// Servers that have CRIU.
+    pub criu: bool,
+    /// Limits of a Live move.
+    pub live: Option<Live>,
 }
 
 impl Scenario {
@@ -85,6 +89,8 @@ impl Scenario {
             warm: Warm::default(),
             apart: false,
             streams: false,
+            criu: false,
+            live: None,
         }
     }
 
@@ -95,6 +101,7 @@ impl Scenario {
         all.extend(Self::inside());
         all.extend(Self::warm());
         all.extend(Self::live());
+        all.extend(Self::criu());
         if let Ok(words) = std::env::var("BERTH_SCENARIO") {
             all.retain(|s| s.name.contains(&words));
         }
@@ -289,6 +296,42 @@ impl Scenario {
         ]
     }
 
+    /// The processes of a container move.
+    fn criu() -> Vec<Self> {
+        let incus = Self::pull(Product::Incus);
+        let criu = |s: &mut Self| {
+            s.method = Method::Live;
+            s.criu = true;
+            s.guard.target = GuardKind::None;
+        };
+        vec![
+            incus.with("criu pull", criu),
+            incus.with("criu push, memory in rounds", |s| {
+                criu(s);
+                s.transfer = Transfer::Push;
+                s.instance = s.instance.clone().key("migration.incremental.memory.goal", "50");
+                s.live = Some(Live {
+                    incremental_memory: true,
+                    ..Live::default()
+                });
+            }),
+            incus.with("criu pull, slow servers", |s| {
+                criu(s);
+                s.slow = true;
+            }),
+        ]
+    }
+
+    /// The container is restored with files that belong to nobody.
+    pub fn broken() -> Vec<Self> {
+        let mut all = Self::criu();
+        for s in &mut all {
+            s.name.push_str(", files of nobody");
+            s.instance.breaks = true;
+        }
+        all
+    }
+
     fn stopped(&mut self) {
         self.instance.running = false;
         self.power_after = Power::Stopped;
@@ -332,6 +375,7 @@ impl Scenario {
             options
                 .without
                 .extend((!self.streams).then(|| "direct_backup".to_owned()));
+            options.criu = self.criu;
             if self.slow {
                 options = options.timing(slow());
             }
@@ -401,7 +445,7 @@ impl Scenario {
                 estimate: None,
                 inputs: None,
                 warm: Some(self.warm),
-                live: None,
+                live: self.live,
                 timeout: None,
                 overrides: self.overrides.clone(),
                 dropped: Vec::new(),

@@ -11,6 +11,7 @@ what_is_missing() { # one sentence, or nothing
   for p in mkfs.btrfs dnsmasq busybox nft rsync unsquashfs newuidmap setfacl ip nsenter pgrep curl openssl; do command -v $p >/dev/null || absent="$absent $p"; done
   [ -z "$absent" ] || { echo "not installed:$absent (tests/lab/lab.sh deps installs them on Debian)"; return; }
   unshare --mount --uts --ipc --pid --fork true 2>/dev/null || { echo "this machine does not allow new namespaces"; return; }
+  [ "$LAB_CRIU" != 1 ] || what_is_missing_for_incus7
   [ "$LAB_VMS" != 1 ] || vms_missing
 }
 mirror() { # the Debian mirror this machine's apt is set to

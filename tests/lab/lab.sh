@@ -28,11 +28,12 @@
 #   LAB_DIR         data folder, default /var/lib/berth-lab (with -ID for ids other than 64)
 #   LAB_INCUS="i1 i2"  LAB_LXD="l1 l2"  LAB_CLUSTER="m1 m2 m3"  LAB_LXD_CLUSTER=""  LAB_INCUS7="t1 t2"   which servers; "" = none
 #   LAB_VMS=0       1: the servers can run virtual machines, too (emulated, without KVM)
+#   LAB_CRIU=0      1: every Incus has CRIU, the one that came with the root of Incus 7    LAB_SHIFTED=""   servers that own containers' files without idmapped mounts
 #   LAB_POOL_SIZE=4GiB of the btrfs pool "btr" of each server that is not in a cluster (sparse)    LAB_DEBUG=1 daemons log every request
 set -u
 : "${LAB_ID:=64}"
 if [ "$LAB_ID" = 64 ]; then : "${LAB_DIR:=/var/lib/berth-lab}"; else : "${LAB_DIR:=/var/lib/berth-lab-$LAB_ID}"; fi
-: "${LAB_INCUS=i1 i2}" "${LAB_LXD=l1 l2}" "${LAB_CLUSTER=m1 m2 m3}" "${LAB_LXD_CLUSTER=}" "${LAB_INCUS7=t1 t2}" "${LAB_POOL_SIZE:=4GiB}" "${LAB_DEBUG:=0}" "${LAB_VMS:=0}"
+: "${LAB_INCUS=i1 i2}" "${LAB_LXD=l1 l2}" "${LAB_CLUSTER=m1 m2 m3}" "${LAB_LXD_CLUSTER=}" "${LAB_INCUS7=t1 t2}" "${LAB_POOL_SIZE:=4GiB}" "${LAB_DEBUG:=0}" "${LAB_VMS:=0}" "${LAB_CRIU:=0}" "${LAB_SHIFTED=}"
 HERE=$(dirname "$(readlink -f "$0")")
 case $LAB_DIR in /*/*) ;; *) echo "lab: LAB_DIR must be a folder of its own, not '$LAB_DIR'" >&2; exit 2;; esac
 PATH=$PATH:/usr/sbin:/sbin
@@ -58,6 +59,7 @@ cluster_of() { case " $LAB_CLUSTER " in *" $1 "*) echo incus-cluster; return;; e
 . "$HERE/nodes.sh"
 . "$HERE/servers.sh"
 . "$HERE/vms.sh"
+. "$HERE/criu.sh"
 
 #---------------------------------------------------------------- the whole lab
 healthy() {
@@ -74,9 +76,10 @@ up() {
   down quiet
   missing=$(what_is_missing); [ -z "$missing" ] || die "$missing"
   mkdir -p "$LAB_DIR"; chmod 711 "$LAB_DIR"; cp "$HERE/inside.sh" "$LAB_DIR/" # a server with a root of its own sees no other folder
-  declare -p LAB_INCUS LAB_LXD LAB_CLUSTER LAB_LXD_CLUSTER LAB_INCUS7 LAB_POOL_SIZE LAB_DEBUG LAB_VMS >"$LAB_DIR/lab.conf"
+  declare -p LAB_INCUS LAB_LXD LAB_CLUSTER LAB_LXD_CLUSTER LAB_INCUS7 LAB_POOL_SIZE LAB_DEBUG LAB_VMS LAB_CRIU LAB_SHIFTED >"$LAB_DIR/lab.conf"
   bridge "$PFX" "$NET.1" 01; bridge "$PFX-lan" "$LAN.1" 02
   make_image "$LAB_DIR/busybox.tar.gz"; make_client_keys
+  for n in $(all_nodes); do make_criu "$n"; done
   log "image and keys made"
   for n in $LAB_INCUS $LAB_LXD $LAB_INCUS7; do { standalone_up "$n" && log "$n is up"; } & pids="$pids $!"; done
   if [ -n "$LAB_CLUSTER" ]; then { cluster_up $LAB_CLUSTER && log "cluster $LAB_CLUSTER is up"; } & pids="$pids $!"; fi

@@ -9,8 +9,8 @@ version() { get "$1" /1.0 | grep -o '"server_version":"[^"]*"' | cut -d'"' -f4; 
 in_node() { # NODE CMD...
   local n=$1 h; shift; h=$(holder "$n"); [ -n "$h" ] || die "node $n is not up"
   nsenter -t "$h" -m -n -u -i -p -C -- env -i HOME=/root TERM=dumb LANG=C.UTF-8 LAB_DIR="$LAB_DIR" \
-    PATH="$(vm_path "$n")$(dirname "${INCUSD:-/usr/bin/incusd}"):/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin" \
-    INCUS_DIR=/var/lib/incus LXD_DIR=/var/lib/lxd INCUS_CONF="$LAB_DIR/cli/incus" LXD_CONF="$LAB_DIR/cli/lxc" "$@"
+    PATH="$(vm_path "$n")$(criu_path "$n")$(dirname "${INCUSD:-/usr/bin/incusd}"):/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin" \
+    INCUS_DIR=/var/lib/incus LXD_DIR=/var/lib/lxd INCUS_CONF="$LAB_DIR/cli/incus" LXD_CONF="$LAB_DIR/cli/lxc" $(shifted "$n") "$@"
 }
 node_up() {
   local n=$1 i ns=$PFX-$1

@@ -14,6 +14,7 @@ use crate::vm::{Ticks, Vms};
 
 static SHARED: OnceCell<Lab> = OnceCell::const_new();
 static SHARED_VMS: OnceCell<Lab> = OnceCell::const_new();
+static SHARED_CRIU: OnceCell<Lab> = OnceCell::const_new();
 
 /// All servers of a run.
 pub struct Lab {
@@ -32,6 +33,8 @@ pub(crate) enum Kind {
     Containers,
     /// Servers that can run virtual machines, too; started by the suites that need them.
     Vms,
+    /// Servers that can move the processes of containers; likewise.
+    Criu,
 }
 
 /// Whose server it is.
@@ -104,6 +107,13 @@ impl Kind {
         match self {
             Kind::Containers => &[],
             Kind::Vms => &[("LAB_VMS", "1"), ("LAB_CLUSTER", "m1 m2"), ("LAB_INCUS7", "")],
+            Kind::Criu => &[
+                ("LAB_CRIU", "1"),
+                ("LAB_CLUSTER", ""),
+                ("LAB_LXD", ""),
+                ("LAB_INCUS7", "t1 t2 t3"),
+                ("LAB_SHIFTED", "t3"),
+            ],
         }
     }
 
@@ -112,6 +122,7 @@ impl Kind {
         match self {
             Kind::Containers => "BERTH_LAB_DIR",
             Kind::Vms => "BERTH_VM_LAB_DIR",
+            Kind::Criu => "BERTH_CRIU_LAB_DIR",
         }
     }
 }
@@ -138,6 +149,7 @@ impl Lab {
         let cell = match kind {
             Kind::Containers => &SHARED,
             Kind::Vms => &SHARED_VMS,
+            Kind::Criu => &SHARED_CRIU,
         };
         cell.get_or_init(|| Lab::start(kind)).await
     }
@@ -230,6 +242,15 @@ impl Lab {
         run_client(Product::Lxd, &self.dir, args).await
     }
 
+    /// Pastes a command, such as the fix of a refusal, into a shell that knows the servers as remotes.
+    pub async fn paste(&self, command: &str) {
+        let mut shell = Command::new("sh");
+        shell.args(["-c", command]).envs(self.client_settings());
+        let output = shell.output().await.unwrap_or_else(|error| panic!("sh: {error}"));
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{command}: {said}");
+    }
+
     /// Environment in which `incus` and `lxc` know every server as a remote.
     pub fn client_settings(&self) -> [(&'static str, PathBuf); 2] {
         let conf = |tool: &str| self.dir.join("cli").join(tool);
@@ -320,6 +341,11 @@ impl Server {
         shared::run(command)
             .await
             .unwrap_or_else(|error| panic!("lab.sh {args:?}: {error}"))
+    }
+
+    /// Where the CRIU of a server is that has one of its own (see [`crate::Needs::Criu`]).
+    pub fn criu(&self) -> PathBuf {
+        self.lab.1.join(format!("{}.criu/criu", self.name))
     }
 
     /// Process id of its daemon.

@@ -33,6 +33,9 @@ pub enum Needs {
     Lab,
     /// Incus and LXD servers that can run virtual machines, instead of [`Needs::Lab`].
     Vms,
+    /// Incus servers that can move the processes of containers, instead of [`Needs::Lab`]: i1, i2, t1, t2, and t3, which owns
+    /// the files of containers without idmapped mounts.
+    Criu,
     /// Flux, on the control plane.
     Flux,
     /// Argo CD, on the control plane.
@@ -46,6 +49,7 @@ impl Needs {
             Needs::Helm => helm_program().err(),
             Needs::Lab => Lab::what_is_missing(lab::Kind::Containers),
             Needs::Vms => Lab::what_is_missing(lab::Kind::Vms),
+            Needs::Criu => Lab::what_is_missing(lab::Kind::Criu),
             Needs::Flux => Tool::Flux.what_is_missing(),
             Needs::Argo => Tool::Argo.what_is_missing(),
         }
@@ -56,6 +60,9 @@ impl Needs {
 fn lab_of(needs: &[Needs]) -> Option<lab::Kind> {
     if needs.contains(&Needs::Vms) {
         return Some(lab::Kind::Vms);
+    }
+    if needs.contains(&Needs::Criu) {
+        return Some(lab::Kind::Criu);
     }
     needs.contains(&Needs::Lab).then_some(lab::Kind::Containers)
 }

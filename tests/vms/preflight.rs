@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use berth_tests::{NewVm, Placement, Test, wait_for};
 use serde_json::{Value, json};
-use tokio::process::Command;
 
 use super::LONG;
 
@@ -30,18 +29,9 @@ async fn suspend(test: &Test, vm: &str, suspend: bool) {
         .await;
 }
 
-/// Pastes a fix into a shell that knows the lab's servers as remotes.
+/// Pastes a fix.
 async fn paste(test: &Test, fix: &Value) {
-    let fix = fix["fix"].as_str().unwrap_or_default();
-    let mut command = Command::new("sh");
-    command.args(["-c", fix]);
-    command.envs(test.lab().client_settings());
-    let output = command.output().await.unwrap_or_else(|error| panic!("sh: {error}"));
-    assert!(
-        output.status.success(),
-        "{fix}: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    test.lab().paste(fix["fix"].as_str().unwrap_or_default()).await;
 }
 
 pub async fn live_alone_never_stops_a_guest(test: Test) {

@@ -314,6 +314,8 @@ impl Call {
 pub(crate) struct Raw {
     pub(crate) status: u16,
     pub(crate) etag: Option<String>,
+    /// Of a file: who owns it.
+    pub(crate) owner: Option<u32>,
     pub(crate) body: Vec<u8>,
 }
 
@@ -325,6 +327,9 @@ impl Raw {
             .get(ETAG)
             .and_then(|v| v.to_str().ok())
             .map(str::to_owned);
+        let owner = ["x-incus-uid", "x-lxd-uid"]
+            .iter()
+            .find_map(|name| response.headers().get(*name)?.to_str().ok()?.parse().ok());
         let announced = response
             .content_length()
             .and_then(|n| usize::try_from(n).ok())
@@ -339,7 +344,12 @@ impl Raw {
             }
             body.extend_from_slice(&chunk);
         }
-        Ok(Self { status, etag, body })
+        Ok(Self {
+            status,
+            etag,
+            owner,
+            body,
+        })
     }
 }
 

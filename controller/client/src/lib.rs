@@ -9,6 +9,7 @@ mod events;
 mod facts;
 mod failure;
 mod http;
+mod inside;
 mod observe;
 mod operations;
 mod path;

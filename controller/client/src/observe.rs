@@ -35,6 +35,8 @@ pub enum RequestClass {
     Snapshots,
     /// State of one instance.
     State,
+    /// A look inside a running container: a program that is run, a file that is read.
+    Inside,
     /// The list of operations.
     Operations,
     /// A merging change of an instance.
@@ -84,6 +86,7 @@ impl RequestClass {
             RequestClass::Instance => "instance",
             RequestClass::Snapshots => "snapshots",
             RequestClass::State => "state",
+            RequestClass::Inside => "inside",
             RequestClass::Operations => "operations",
             RequestClass::Patch => "patch",
             RequestClass::Put => "put",

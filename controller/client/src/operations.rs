@@ -40,6 +40,11 @@ impl OperationWire {
         self.class != "token"
     }
 
+    /// The exit code of a program that was run, if its end is known.
+    pub(crate) fn exit_code(&self) -> Option<i64> {
+        self.metadata.get("return").and_then(Value::as_i64)
+    }
+
     pub(crate) fn state(&self) -> OperationState {
         let words = |otherwise: &str| {
             if self.err.is_empty() {

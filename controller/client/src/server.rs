@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
-use berth_core::model::{Change, Definition, Fresh, Instance, InstanceRef, ServerFacts, Snapshot};
+use berth_core::model::{Change, Definition, Fresh, Inside, Instance, InstanceRef, ServerFacts, Snapshot};
 use berth_core::server::{
     AcceptRequest, Channel, Data, Export, FailureKind, ImportRequest, OfferRequest, Operation, OperationId,
     OperationState, PowerAction, Relocation, Result, Server, ServerEvent, Socket,
@@ -88,6 +88,10 @@ impl Server for HttpServer {
         );
         let (state, _) = self.read::<StateWire>(&call).await?;
         Ok(state.size())
+    }
+
+    async fn inside(&self, at: &InstanceRef) -> Result<Inside> {
+        self.look_inside(at).await
     }
 
     async fn operations(&self) -> Result<Vec<Operation>> {

@@ -1,14 +1,16 @@
 //! Plain facts about servers and instances, as both products tell them. Nothing here decides or does anything;
 //! source: the servers' answers, fact sheet sections 1.4, 9, 11 and 12.
 
+mod inside;
 mod inventory;
 mod machine;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
+pub use inside::Inside;
 pub use inventory::Inventory;
-pub use machine::{MIGRATION_STATEFUL, Processor, bytes, version_of};
+pub use machine::{MIGRATION_INCREMENTAL, MIGRATION_STATEFUL, Processor, bytes, version_of};
 
 /// One device of an instance: its keys and values (`type`, `pool`, `network`, …).
 pub type Device = BTreeMap<String, String>;

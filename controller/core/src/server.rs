@@ -12,7 +12,7 @@ use futures::stream::BoxStream;
 use jiff::Timestamp;
 use secrecy::SecretString;
 
-use crate::model::{Change, Definition, Fresh, Instance, InstanceKind, InstanceRef, ServerFacts, Snapshot};
+use crate::model::{Change, Definition, Fresh, Inside, Instance, InstanceKind, InstanceRef, ServerFacts, Snapshot};
 
 /// Result of a call to a server.
 pub type Result<T> = std::result::Result<T, ServerError>;
@@ -294,6 +294,8 @@ pub trait Server: Send + Sync {
     async fn volumes(&self, pool: &str, project: &str) -> Result<Vec<String>>;
     /// Bytes that the instance's disk takes; `None` where its pool does not say.
     async fn size(&self, at: &InstanceRef) -> Result<Option<i64>>;
+    /// What a running container shows of itself from inside.
+    async fn inside(&self, at: &InstanceRef) -> Result<Inside>;
     /// The operations that run now.
     async fn operations(&self) -> Result<Vec<Operation>>;
     /// Merges `change` into the instance if its entity tag still is `etag`.

@@ -173,6 +173,7 @@ fn failed_method(record: &Record) -> bool {
         Reason::NotIncremental,
         Reason::GuestFrozen,
         Reason::DowntimeTooLong,
+        Reason::CriuMissing,
         Reason::MethodImpossible,
         Reason::TargetRefused,
     ];

@@ -136,6 +136,11 @@ impl Book {
         lock(&self.inner).lessons.clone()
     }
 
+    /// Somebody asks for another look: which servers lack CRIU is found out anew.
+    pub fn forget_criu(&self) {
+        Arc::make_mut(&mut lock(&self.inner).lessons).forget_criu();
+    }
+
     /// Names of all records that are not finished.
     pub fn open_names(&self) -> Vec<String> {
         lock(&self.inner).open.keys().map(|k| k.name.clone()).collect()

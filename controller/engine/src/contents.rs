@@ -26,7 +26,15 @@ impl Engine {
             let follower = self.registry().follower(&Key::new(&desired.namespace, &located.server));
             self.sizes().ask(&located, follower.map(|f| f.server())).await;
         }
-        match self.contents(desired, &located).await {
+        let looked = match self.insides.missing(desired, &verdict) {
+            Some(located) => self.look_inside(desired, &located).await,
+            None => Ok(()),
+        };
+        let contents = match looked {
+            Ok(()) => self.contents(desired, &located).await,
+            Err(error) => Err(error),
+        };
+        match contents {
             Ok(contents) => self.plan(key, desired, Some(contents)),
             Err(error) => {
                 let reason = match error.kind {
@@ -40,6 +48,13 @@ impl Engine {
                 };
                 Verdict { decision, ..verdict }
             }
+        }
+    }
+
+    async fn look_inside(&self, desired: &Desired, located: &Located) -> Result<()> {
+        match self.registry().follower(&Key::new(&desired.namespace, &located.server)) {
+            Some(follower) => self.insides.look(located, follower.server().as_ref()).await,
+            None => Ok(()),
         }
     }
 

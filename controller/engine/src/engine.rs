@@ -19,6 +19,7 @@ use crate::book::{Book, Route};
 use crate::copies::Copies;
 use crate::drive::{Driven, Driver, Orders, Told, WishOf};
 use crate::happenings::{self, Happening};
+use crate::insides::Insides;
 use crate::placements::Placements;
 use crate::power::{self, PowerChanges};
 use crate::registry::{Registry, Usage};
@@ -40,6 +41,7 @@ pub struct Engine {
     power: PowerChanges,
     copies: Copies,
     sizes: Sizes,
+    pub(crate) insides: Insides,
     adaptations: Adaptations,
     /// Held while slots are looked at and taken.
     starting: Mutex<()>,
@@ -92,6 +94,7 @@ impl Engine {
             copies: Copies::new(changes.clone()),
             changes,
             sizes: Sizes::default(),
+            insides: Insides::default(),
             adaptations: Adaptations::default(),
             starting: Mutex::default(),
         }
@@ -273,6 +276,7 @@ impl Engine {
         self.load_book(&desired.namespace).await?;
         if desired.handle_request() {
             self.adaptations.forget(&key);
+            self.book.forget_criu();
         }
         let mut look_again: Option<Duration> = None;
         let mut ended = false;
@@ -483,11 +487,13 @@ impl Engine {
             contents,
             lessons: self.book.lessons(),
             size: None,
+            inside: None,
             tried: self.adaptations.of(&Key::new(&desired.namespace, &desired.name)),
         };
         let located = plan::locate(desired, &world);
         if let Some(located) = &located {
             world.size = self.sizes.of(located);
+            world.inside = self.insides.of(located);
             self.placements.located(desired, located);
             let uuid = located.instance.uuid();
             world.claims = uuid

@@ -7,6 +7,7 @@
 //! | `in_place`, `power`, `adapt` | what is done without a move: stale marks, power state, configuration |
 //! | `copies` | one InstanceCopy after the other: look, step, record, effect |
 //! | `sweep` | copies that late requests left behind |
+//! | `insides` | what containers that are about to be moved live show of themselves |
 //! | `sizes` | how large instances are that are about to be moved |
 //! | `book`, `placements` | what is remembered of records and placements: slots, claims, whom a change concerns |
 //! | [`registry`] | the servers by namespace and name; those of one fingerprint share inventory and limits |
@@ -36,7 +37,8 @@ mod engine;
 mod freeze;
 mod happenings;
 mod in_place;
-pub mod inventory;
+pub mod insides;
+mod inventory;
 mod placements;
 mod power;
 mod primaries;

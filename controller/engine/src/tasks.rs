@@ -260,6 +260,12 @@ async fn perform(effect: Effect, server: &dyn Server, (pair, scratch): Means, sh
         // only a transfer can be cancelled, and then it is still in hand: see `Tasks::cancel`
         Request::Cancel => return Ok(()),
         Request::CancelOperation(id) => return server.cancel(&id).await,
+        Request::Inspect => {
+            let wrong = server.inside(at).await?.wrong();
+            return wrong.map_or(Ok(()), |why| {
+                Err(ServerError::new(FailureKind::Refused, attempted, why))
+            });
+        }
         Request::Stop { timeout } => {
             let deadline = Instant::now() + timeout + GRACE;
             let stop = server.set_power(at, PowerAction::Stop { timeout }).await;

@@ -80,7 +80,7 @@ impl State {
     }
 
     fn one_runs(&self) -> Option<(&'static str, String)> {
-        let running: Vec<_> = self.all().filter(|(_, _, i)| i.runs()).collect();
+        let running: Vec<_> = self.all().filter(|(_, _, i)| i.runs() && !i.ending).collect();
         for (n, (server, at, i)) in running.iter().enumerate() {
             let other = running
                 .iter()

@@ -4,6 +4,7 @@
 
 mod backups;
 mod config;
+mod criu;
 mod evacuate;
 mod faults;
 mod invariants;

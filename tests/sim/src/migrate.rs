@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use berth_core::model::{InstanceRef, Power, Product};
+use berth_core::model::{InstanceKind, InstanceRef, Power, Product};
 use berth_core::server::{
     AcceptRequest, Channel, FailureKind, OfferRequest, OperationId, OperationState, Peer, Progress, ServerError,
 };
@@ -91,7 +91,7 @@ impl State {
             return Err(ServerError::new(FailureKind::NotFound, what, "Snapshot not found"));
         }
         let stateful = i.config.get("migration.stateful").is_some_and(|v| v == "true");
-        let container = i.kind == berth_core::model::InstanceKind::Container;
+        let container = i.kind == InstanceKind::Container;
         if live && container && !host.criu {
             return Err(refused(
                 "Unable to perform live container migration. CRIU isn't installed on the source server",
@@ -500,7 +500,10 @@ impl State {
             .get(&t.target.server)
             .map(|h| h.timing.tail)
             .unwrap_or_default();
-        self.end(&t.source.server, &t.source.operation, Ok(()));
+        // CRIU's source hears of the restore before it ends
+        if !self.by_criu(&t) {
+            self.end(&t.source.server, &t.source.operation, Ok(()));
+        }
         let Some(source) = self.inst_by_born(&t.source.server, t.source.born).cloned() else {
             return;
         };
@@ -510,7 +513,7 @@ impl State {
         if let Some(target) = self.inst_by_born(&t.target.server, t.target.born) {
             target.data = if of_an_instant { t.data } else { source.data };
             target.guest = source.guest;
-            target.twin = t.live && t.ran && source.runs();
+            target.twin = t.live && t.ran && source.runs() && source.kind != InstanceKind::Container;
         }
         if let Some(t) = self.transfers.get_mut(&id) {
             t.arrived = Some(match () {
@@ -524,6 +527,7 @@ impl State {
 
     pub fn transfer_done(&mut self, id: u64) {
         let Some(t) = self.transfers.remove(&id) else { return };
+        self.restored(&t);
         if let Some(target) = self.inst_by_born(&t.target.server, t.target.born) {
             target.content = t.arrived.unwrap_or(Content::Mixed);
             if !t.refresh {
@@ -578,7 +582,10 @@ impl State {
         let hit: Vec<(u64, bool)> = self
             .transfers
             .iter()
-            .filter(|(_, t)| t.target.server == server || (t.source.server == server && t.arrived.is_none()))
+            .filter(|(_, t)| {
+                let source_works = t.arrived.is_none() || self.by_criu(t);
+                t.target.server == server || (t.source.server == server && source_works)
+            })
             .map(|(id, t)| (*id, t.target.server == server))
             .collect();
         for (id, target_died) in hit {

@@ -173,6 +173,8 @@ pub struct InstanceOptions {
     pub member: Option<String>,
     /// What it does when it is asked to shut down.
     pub guest: Guest,
+    /// Whether CRIU restores it with files that belong to nobody.
+    pub breaks: bool,
 }
 
 impl Default for InstanceOptions {
@@ -187,6 +189,7 @@ impl Default for InstanceOptions {
             ephemeral: false,
             member: None,
             guest: Guest::Obeys,
+            breaks: false,
         }
     }
 }

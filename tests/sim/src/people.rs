@@ -319,6 +319,7 @@ impl State {
         let mut i = Inst::new(born, o.kind, "x86_64", created_at);
         i.config = first_config(host.product, o.kind, &uuid, &cloud_init);
         (i.devices, i.profiles, i.ephemeral, i.guest) = (o.devices, o.profiles, o.ephemeral, o.guest);
+        i.breaks = o.breaks;
         i.member = o.member.or_else(|| host.members.first().map(|m| m.name.clone()));
         (i.data, i.content) = (1, Content::Complete);
         i.config.extend(o.config);

@@ -88,6 +88,9 @@ impl State {
         let Some(i) = self.inst_by_born(server, born) else {
             return;
         };
+        if i.ending || i.nobodys {
+            return;
+        }
         let (uuid, data, stale_is_known) = (i.uuid().to_owned(), i.data, i.twin);
         let whole = matches!(i.content, Content::Complete | Content::OfAnInstant);
         if self.both_run(&uuid) {
@@ -122,7 +125,7 @@ impl State {
     /// Whether a live move has just resumed the guest on its target, beside the one on its source.
     fn both_run(&self, uuid: &str) -> bool {
         let all = self.servers.values().flat_map(|h| h.instances.values());
-        let running: Vec<_> = all.filter(|i| i.uuid() == uuid && i.runs()).collect();
+        let running: Vec<_> = all.filter(|i| i.uuid() == uuid && i.runs() && !i.ending).collect();
         running.len() > 1 && (running.iter().any(|i| i.twin) || self.live_move_of(uuid))
     }
 
@@ -228,7 +231,7 @@ impl State {
         };
         i.power = Power::Stopped;
         i.busy = None;
-        i.twin = false;
+        (i.twin, i.ending, i.nobodys) = (false, false, false);
         i.config.insert(LAST_POWER.to_owned(), "STOPPED".to_owned());
         i.config
             .retain(|k, _| !(k.starts_with("volatile.") && k.ends_with(".host_name")));
@@ -272,7 +275,7 @@ impl State {
         };
         for i in host.instances.values_mut() {
             i.power = Power::Stopped;
-            i.twin = false;
+            (i.twin, i.ending, i.nobodys) = (false, false, false);
         }
     }
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
-use berth_core::model::{Change, Definition, Fresh, Instance, InstanceRef, ServerFacts, Snapshot};
+use berth_core::model::{Change, Definition, Fresh, Inside, Instance, InstanceRef, ServerFacts, Snapshot};
 use berth_core::server::{
     AcceptRequest, Channel, Data, Export, FailureKind, ImportRequest, OfferRequest, Operation, OperationId,
     OperationState, PowerAction, Relocation, Result, Server, ServerError, ServerEvent, Socket,
@@ -144,6 +144,31 @@ impl Server for SimServer {
         let found = self.read("size", of).await?;
         let attempted = || format!("ask for the size of {at} on {}", self.server);
         found.ok_or_else(|| ServerError::new(FailureKind::NotFound, attempted(), "Instance not found"))
+    }
+
+    async fn inside(&self, at: &InstanceRef) -> Result<Inside> {
+        let seen = |h: &Host| {
+            let i = h.instances.get(at)?;
+            Some(i.runs().then_some(Inside {
+                answers: !i.ending,
+                owns_root: Some(!i.nobodys),
+                systemd: false,
+            }))
+        };
+        let attempted = || format!("look inside {at} on {}", self.server);
+        match self.read("inside", seen).await? {
+            Some(Some(inside)) => Ok(inside),
+            Some(None) => Err(ServerError::new(
+                FailureKind::Refused,
+                attempted(),
+                "Instance is not running",
+            )),
+            None => Err(ServerError::new(
+                FailureKind::NotFound,
+                attempted(),
+                "Instance not found",
+            )),
+        }
     }
 
     async fn operations(&self) -> Result<Vec<Operation>> {

@@ -123,6 +123,12 @@ pub(crate) struct Inst {
     pub guest: Guest,
     /// Resumed by a live migration whose source goes on, too.
     pub twin: bool,
+    /// Its processes have ended with the restore of another copy, and the daemon has yet to notice.
+    pub ending: bool,
+    /// A live migration restores it with files that belong to nobody.
+    pub breaks: bool,
+    /// It was, so that it can neither write nor be worked with.
+    pub nobodys: bool,
 }
 
 /// What the volume holds.
@@ -185,6 +191,9 @@ impl Inst {
             busy: None,
             guest: Guest::Obeys,
             twin: false,
+            ending: false,
+            breaks: false,
+            nobodys: false,
         }
     }
 

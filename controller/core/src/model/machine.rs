@@ -5,6 +5,14 @@ use std::collections::BTreeSet;
 /// The key without which no running state of a virtual machine is moved or saved.
 pub const MIGRATION_STATEFUL: &str = "migration.stateful";
 
+/// The keys by which the memory of a container is copied in rounds before it is frozen: whether, until how much of it is in
+/// step (percent), and how often at most.
+pub const MIGRATION_INCREMENTAL: [&str; 3] = [
+    "migration.incremental.memory",
+    "migration.incremental.memory.goal",
+    "migration.incremental.memory.iterations",
+];
+
 /// The processors of a server, all of one kind.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Processor {

@@ -10,11 +10,11 @@ use super::body::incoming_definition;
 use super::effect::{EffectKind, End, Request, Transfer, Wiring};
 use super::pass::{Pass, Transition};
 use super::view::{Copy, EndView, Wish, source_places};
-use super::{backup, verify};
+use super::{backup, criu, verify};
 use crate::marks::{self, Role};
 use crate::model::{Change, Definition, InstanceRef, Power};
 use crate::records::Record;
-use crate::server::{AcceptRequest, FailureKind, OfferRequest, Operation, ServerError};
+use crate::server::{AcceptRequest, FailureKind, OfferRequest, ServerError};
 
 /// A target that does not answer for that long while the instance is stopped is given up.
 const TARGET_PATIENCE: Duration = Duration::from_secs(10);
@@ -67,11 +67,12 @@ pub(super) fn accepted(p: &mut Pass<'_>) -> Transition {
         }
         p.advance(Step::Accepted);
     }
-    let change = Change {
+    let mut change = Change {
         config: marks::marks(&p.record.name, Role::Source, p.record.spec.attempt),
         devices: Default::default(),
         ephemeral: instance.ephemeral.then_some(false),
     };
+    criu::set_rounds(p, &instance.config, &mut change);
     let etag = source.fresh.etag.clone();
     p.ask(
         EffectKind::Mark,
@@ -271,23 +272,13 @@ pub(super) fn clear_lost_transfer(p: &mut Pass<'_>, at: &InstanceRef) -> Option<
 
 /// An operation on the source that a controller before this one began: its outcome cannot be learnt any more.
 pub(super) fn cancel_lost_operation(p: &Pass<'_>) -> Option<Transition> {
-    let (at, id) = source_places(&p.record).into_iter().find_map(|at| {
-        p.view
-            .source
-            .operation_on(&at)
-            .filter(is_migration)
-            .map(|o| o.id.clone())
-            .map(|id| (at, id))
-    })?;
+    let (at, id) = source_places(&p.record)
+        .into_iter()
+        .find_map(|at| p.view.source.migration_of(&at).map(|o| o.id.clone()).map(|id| (at, id)))?;
     if p.view.outcome.as_ref().is_some_and(|o| o.effect == EffectKind::Cancel) {
         return Some(p.wait(POLL));
     }
     Some(p.ask(EffectKind::Cancel, End::Source, &at, Request::CancelOperation(id)))
-}
-
-/// Both products describe it so; a person's own operations on the instance are left alone.
-pub(super) fn is_migration(o: &&Operation) -> bool {
-    o.description.starts_with("Migrating")
 }
 
 /// The command that shows and removes what a half-made copy left.

@@ -34,6 +34,8 @@ pub enum EffectKind {
     RemoveSnapshot,
     /// The transfer of all data.
     Transfer,
+    /// A container that was restored is looked at from inside.
+    Inspect,
     /// The copy gets the configuration that the source had at the stop.
     Align,
     /// The backup on the source is deleted.
@@ -75,6 +77,7 @@ impl EffectKind {
             EffectKind::Snapshot => "take a snapshot of the source",
             EffectKind::RemoveSnapshot => "delete a snapshot",
             EffectKind::Transfer => "transfer the instance",
+            EffectKind::Inspect => "look inside the copy",
             EffectKind::Align => "bring the copy's configuration up to date",
             EffectKind::DropBackup => "delete the backup on the source",
             EffectKind::Name => "give the copy its name",
@@ -163,6 +166,8 @@ pub enum Request {
     },
     /// Delete, under a name that only this intent used.
     Remove,
+    /// Look inside a running container; what is wrong in there is the failure.
+    Inspect,
     /// Cancel the transfer that this controller runs for the move.
     Cancel,
     /// Cancel an operation that nobody waits for any more: its outcome is lost.

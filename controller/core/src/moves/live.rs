@@ -9,6 +9,7 @@ use jiff::Timestamp;
 
 use super::body::incoming_definition;
 use super::cold::{self, cancel_lost_operation};
+use super::criu;
 use super::effect::{EffectKind, End, Request, Transfer};
 use super::finish::{self, unmark};
 use super::pass::{Pass, Transition};
@@ -17,7 +18,7 @@ use super::view::{Copy, EndView};
 use crate::marks::{self, Role};
 use crate::model::{Change, InstanceRef, Power, Product, ServerFacts};
 use crate::records::Record;
-use crate::server::{AcceptRequest, OfferRequest, ServerError};
+use crate::server::{AcceptRequest, FailureKind, OfferRequest, ServerError};
 
 const POLL: Duration = Duration::from_secs(1);
 /// How long an operation that nobody waits for may hold up an undo.
@@ -89,12 +90,15 @@ pub(super) fn restoring(p: &mut Pass<'_>) -> Transition {
     if let Some(e) = p.failed(EffectKind::Transfer) {
         return failed(p, e);
     }
-    if let Some(t) = p.undo_if_wished().or_else(|| overdue(p)) {
+    if !criu::is_restored(&p.record)
+        && let Some(t) = p.undo_if_wished().or_else(|| overdue(p))
+    {
         return t;
     }
     let view = p.view;
-    if let Some(t) = p.wait_for_end(&view.target) {
-        return t;
+    if let EndView::Unreachable { message, .. } = &view.target {
+        criu::target_silent(p, message);
+        return p.wait(POLL);
     }
     if p.record.status.transferred.is_some() {
         return commit(p);
@@ -113,8 +117,7 @@ fn found(p: &mut Pass<'_>, source: &Copy) -> Transition {
     let view = p.view;
     let real = InstanceRef::new(&p.record.spec.to.project, &p.record.spec.to.name);
     let at = &source.fresh.instance.at;
-    if view.target.operation_on(&real).is_some() || view.source.operation_on(at).is_some_and(|o| cold::is_migration(&o))
-    {
+    if view.target.operation_on(&real).is_some() || view.source.migration_of(at).is_some() {
         // it may still succeed; if not, its time ends
         return p.wait(POLL);
     }
@@ -149,6 +152,8 @@ fn transfer(p: &Pass<'_>, source: &Copy, facts: &ServerFacts) -> Transition {
     let to = &p.record.spec.to;
     let at = InstanceRef::new(&to.project, &to.name);
     let instance_only = p.record.spec.snapshots == berth_api::Snapshots::Exclude;
+    let mut definition = incoming_definition(&p.record.spec, &p.record.name, instance, facts);
+    criu::put_back(&p.record, &mut definition.config);
     let request = Transfer {
         mode: cold::wiring(&p.record),
         from: instance.at.clone(),
@@ -163,7 +168,7 @@ fn transfer(p: &Pass<'_>, source: &Copy, facts: &ServerFacts) -> Transition {
         accept: AcceptRequest {
             at: at.clone(),
             kind: instance.kind,
-            definition: incoming_definition(&p.record.spec, &p.record.name, instance, facts),
+            definition,
             member: to.member.clone(),
             live: true,
             instance_only,
@@ -180,19 +185,18 @@ fn transfer(p: &Pass<'_>, source: &Copy, facts: &ServerFacts) -> Transition {
     )
 }
 
-/// What the servers say when CRIU is missing, on either side and in either product.
-fn criu_is_missing(message: &str) -> bool {
-    message.contains("CRIU isn't installed") || message.contains("CRIU is not installed")
-}
-
 /// The servers could not move the running state.
 pub(super) fn failed(p: &mut Pass<'_>, e: &ServerError) -> Transition {
-    if criu_is_missing(&e.message) {
-        let (from, to) = (&p.record.spec.from.server, &p.record.spec.to.server);
-        let fix = format!(
-            "install CRIU on {from} and {to} (apt install criu); for the LXD snap: snap set lxd criu.enable=true && systemctl reload snap.lxd.daemon"
-        );
-        return p.undo(Reason::CriuMissing, e.to_string(), Some(fix));
+    if let Some(end) = criu::without_criu(&e.message) {
+        return criu::missing(p, end, e);
+    }
+    if e.kind == FailureKind::Busy {
+        // what a failed restore left is being stopped for a minute or two, under the real name
+        return p.undo(Reason::MoveFailed, e.to_string(), None);
+    }
+    if criu::is_container(&p.record) {
+        let message = criu::essence(&e.message);
+        return cold::transfer_failed(p, &ServerError { message, ..e.clone() });
     }
     cold::transfer_failed(p, e)
 }
@@ -213,6 +217,9 @@ fn commit(p: &mut Pass<'_>) -> Transition {
     {
         return p.undo(Reason::MoveFailed, why, None);
     }
+    if let Some(t) = criu::look_inside(p, target) {
+        return t;
+    }
     p.record.status.committed_at = Some(MicroTime(p.now));
     p.advance(Step::Committed);
     finish::committed(p)
@@ -229,6 +236,9 @@ pub(super) fn settle_source(p: &mut Pass<'_>) -> Option<Transition> {
     // anything else is looked at when it is retired
     if !p.carries_mark(i) || marks::role(i) != Some(Role::Source) {
         return None;
+    }
+    if let Some(t) = criu::is_ending(p, source) {
+        return Some(t);
     }
     if i.may_run() {
         if let Some(t) = p.retry_after_failure(EffectKind::Stop) {
@@ -273,6 +283,7 @@ fn guard(p: &mut Pass<'_>, source: &Copy) -> Option<Transition> {
     let mut change = Change::default();
     change.config.insert(marks::AUTOSTART.to_owned(), "false".to_owned());
     marks::add_guard(&mut change, guard, i.kind, &p.record.name);
+    criu::merge_back(&p.record, &mut change);
     let etag = source.fresh.etag.clone();
     Some(p.ask(EffectKind::Guard, End::Source, &i.at, Request::Patch { change, etag }))
 }
@@ -338,12 +349,18 @@ pub(super) fn stop_copy(p: &mut Pass<'_>) -> Option<Transition> {
         return None;
     }
     let source = p.source()?;
+    if let Some(t) = criu::too_late(p) {
+        return Some(t);
+    }
     let waited = p.record.status.steps.last().map(|s| p.now.duration_since(s.at.0));
     let hung = waited.is_some_and(|w| w.unsigned_abs() > HUNG);
     if !hung && let Some(t) = cancel_lost_operation(p).or_else(|| cancel_on_target(p)) {
         return Some(t);
     }
     if let EndView::Unreachable { message, .. } = &p.view.target {
+        if let Some(t) = criu::is_ending(p, source) {
+            return Some(t);
+        }
         // the source goes on; only if it was stopped with its state (LXD 5.0) a copy may be running instead
         if source.fresh.instance.may_run() || p.record.status.ran_before != Some(true) {
             return None;
@@ -355,10 +372,10 @@ pub(super) fn stop_copy(p: &mut Pass<'_>) -> Option<Transition> {
         p.note(Reason::ServerUnreachable, message, None);
         return Some(p.wait(POLL * 2));
     }
-    let copy = &p.target()?.fresh.instance;
-    if !copy.may_run() || p.attempts() > ATTEMPTS {
-        return None;
-    }
+    let copy = p.target().map(|c| &c.fresh.instance).filter(|i| i.may_run());
+    let Some(copy) = copy.filter(|_| p.attempts() <= ATTEMPTS) else {
+        return criu::is_ending(p, source);
+    };
     if let Some(t) = p.retry_after_failure(EffectKind::Stop) {
         return Some(t);
     }

@@ -4,6 +4,7 @@
 mod backup;
 mod body;
 mod cold;
+mod criu;
 mod effect;
 mod finish;
 mod internal;
@@ -21,6 +22,7 @@ use berth_api::{Method, Step, Transfer as TransferMode};
 use jiff::Timestamp;
 
 pub use body::{incoming_definition, plain_config};
+pub use criu::{how_to_install, without_criu};
 pub use effect::{Backup, Effect, EffectKind, End, Request, Transfer, Wiring};
 pub use live::between_servers;
 pub use pass::{Look, Transition, measured};

@@ -6,6 +6,7 @@ use berth_api::{MicroTime, Outcome as MoveOutcome, Reason};
 
 use super::backup;
 use super::cold::{cancel_lost_operation, leftover_fix};
+use super::criu;
 use super::effect::{EffectKind, End, Request};
 use super::finish::{put_back_cloud_init, remove_strays, restore_keys, unmark};
 use super::live;
@@ -133,6 +134,7 @@ fn restore_stopped(p: &mut Pass<'_>, source: &Copy) -> Option<Transition> {
     let mut definition = Definition::from(i);
     marks::strip(&mut definition, p.record.spec.guard.source);
     restore_keys(p, &mut definition, End::Source);
+    criu::put_back(&p.record, &mut definition.config);
     // an ephemeral instance that is stopped would be deleted by its next stop only, so it is safe to say so again
     let etag = source.fresh.etag.clone();
     Some(p.ask(
@@ -152,6 +154,7 @@ fn restore_running(p: &mut Pass<'_>, source: &Copy) -> Option<Transition> {
         let mut definition = Definition::from(i);
         marks::strip(&mut definition, p.record.spec.guard.source);
         restore_keys(p, &mut definition, End::Source);
+        criu::put_back(&p.record, &mut definition.config);
         if let Some(t) = p.retry_after_failure(EffectKind::Restore) {
             return Some(t);
         }
@@ -164,10 +167,9 @@ fn restore_running(p: &mut Pass<'_>, source: &Copy) -> Option<Transition> {
         ));
     }
     let mut t = unmark(p, source, End::Source)?;
-    if p.kept_true(marks::EPHEMERAL)
-        && let Some(Request::Patch { change, .. }) = t.effect.as_mut().map(|e| &mut e.request)
-    {
-        change.ephemeral = Some(true);
+    if let Some(Request::Patch { change, .. }) = t.effect.as_mut().map(|e| &mut e.request) {
+        change.ephemeral = p.kept_true(marks::EPHEMERAL).then_some(true);
+        criu::merge_back(&p.record, change);
     }
     Some(t)
 }

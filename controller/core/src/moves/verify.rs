@@ -8,6 +8,7 @@ use berth_api::{GuardKind, Reason, Step};
 use super::backup;
 use super::body::{incoming_definition, plain_config};
 use super::cold::{disturbed, retry_or_undo, source_vanished, target_silent};
+use super::criu;
 use super::effect::{EffectKind, End, Request};
 use super::finish;
 use super::pass::{Pass, Transition};
@@ -90,7 +91,8 @@ fn both<'a>(p: &mut Pass<'a>) -> Result<Both<'a>, Box<Transition>> {
 /// What is not as it should be about the copy, in a sentence.
 pub(super) fn difference(p: &Pass<'_>, source: &Copy, target: &Copy, facts: &ServerFacts) -> Option<String> {
     let (s, t) = (&source.fresh.instance, &target.fresh.instance);
-    let expected = incoming_definition(&p.record.spec, &p.record.name, s, facts);
+    let mut expected = incoming_definition(&p.record.spec, &p.record.name, s, facts);
+    criu::put_back(&p.record, &mut expected.config);
     if (t.kind, &t.architecture) != (s.kind, &s.architecture) {
         return Some(format!("the copy is a {} for {}", t.kind.as_str(), t.architecture));
     }

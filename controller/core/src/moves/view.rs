@@ -74,6 +74,19 @@ impl EndView {
     }
 }
 
+impl EndView {
+    /// The migration of that place, which can be cancelled: for the running state servers have more operations than that.
+    /// Both products describe it so; a person's own operations on the instance are left alone.
+    pub fn migration_of(&self, at: &InstanceRef) -> Option<&Operation> {
+        match self {
+            EndView::Unreachable { .. } => None,
+            EndView::Reachable { operations, .. } => operations
+                .iter()
+                .find(|o| o.instances.contains(at) && o.description.starts_with("Migrating")),
+        }
+    }
+}
+
 /// One instance of a move, read afresh.
 #[derive(Clone, Debug)]
 pub struct Copy {

@@ -5,9 +5,10 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use berth_api::moves::MoveEnd;
-use berth_api::{Outcome, Reason};
+use berth_api::{InstanceType, Method, Outcome, Reason};
 use jiff::{SignedDuration, Timestamp};
 
+use crate::moves::{End, without_criu};
 use crate::records::Record;
 
 /// For so long a pair counts as not incremental.
@@ -21,6 +22,8 @@ pub struct Lessons {
     pairs: BTreeMap<Pair, Lesson>,
     /// Bytes that a whole copy of an instance took, by its uuid.
     sizes: BTreeMap<String, i64>,
+    /// What servers said last of CRIU, by fingerprint: when, and in which words that it is missing.
+    criu: BTreeMap<String, (Timestamp, Option<String>)>,
 }
 
 /// Two pools: fingerprint and name of each.
@@ -75,6 +78,48 @@ impl Lessons {
         } else if last.is_some() {
             lesson.not_incremental = None;
         }
+        self.learn_criu(record);
+    }
+
+    fn learn_criu(&mut self, record: &Record) {
+        let (spec, status) = (&record.spec, &record.status);
+        let Some(at) = status.finished_at.as_ref().map(|t| t.0) else {
+            return;
+        };
+        let mut note = |end: &MoveEnd, words: Option<&str>| {
+            let said = self.criu.entry(end.fingerprint.clone()).or_insert((at, None));
+            // records are read in any order
+            if said.0 <= at {
+                *said = (at, words.map(str::to_owned));
+            }
+        };
+        let missing = status
+            .undo
+            .as_ref()
+            .filter(|u| u.reason == Reason::CriuMissing.as_str());
+        if let Some(undo) = missing {
+            match without_criu(&undo.message) {
+                Some(End::Source) => note(&spec.from, Some(&undo.message)),
+                Some(End::Target) => note(&spec.to, Some(&undo.message)),
+                None => {}
+            }
+        }
+        let with_criu = spec.method == Method::Live && spec.instance_type == InstanceType::Container;
+        if with_criu && status.outcome() == Some(Outcome::Succeeded) {
+            note(&spec.from, None);
+            note(&spec.to, None);
+        }
+    }
+
+    /// When that server said last that it has no CRIU, and its words.
+    pub fn without_criu(&self, fingerprint: &str) -> Option<(Timestamp, &str)> {
+        let (at, words) = self.criu.get(fingerprint)?;
+        Some((*at, words.as_deref()?))
+    }
+
+    /// Somebody says that it is worth another try.
+    pub fn forget_criu(&mut self) {
+        self.criu.clear();
     }
 
     /// What is known of the pools of two servers, by their fingerprints.

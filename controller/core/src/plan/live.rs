@@ -2,6 +2,8 @@
 //! check some of it themselves, but only after the copy was begun, one thing at a time, and nothing of what differs
 //! between two independent servers.
 
+mod criu;
+
 use berth_api::placement::Rejected;
 use berth_api::{Method, Reason, Transfer};
 
@@ -44,6 +46,10 @@ impl Check<'_> {
         });
     }
 
+    fn is_container(&self) -> bool {
+        self.case.located.instance.kind == InstanceKind::Container
+    }
+
     fn internal(&self) -> bool {
         self.case.transfer == Transfer::Internal
     }
@@ -64,17 +70,6 @@ impl Check<'_> {
         format!("{cli} stop {name} && {cli} {change} && {cli} start {name}")
     }
 
-    /// The checks of CRIU have their place here.
-    fn container(&mut self) {
-        let why = if self.case.desired.spec.criu {
-            "live moves of containers are not part of this version of Berth"
-        } else {
-            "containers are moved live only with spec.criu: true"
-        };
-        let fix = "add Warm or Cold to spec.methods".to_owned();
-        self.refuse(Reason::MethodImpossible, why.to_owned(), fix);
-    }
-
     fn virtual_machine(&mut self) {
         self.power();
         self.stateful();
@@ -86,6 +81,7 @@ impl Check<'_> {
             self.allowed();
             self.adapted();
             self.versions();
+            self.qemu();
             self.processors();
         }
     }
@@ -210,6 +206,7 @@ impl Check<'_> {
                 let (server, parent) = (&self.case.to.server, value("parent"));
                 Some((Reason::NetworkNotFound, format!("{server} has no network {parent}")))
             }
+            "nic" if self.is_container() => self.card(device),
             kind @ ("gpu" | "usb" | "pci" | "infiniband") => {
                 Some((Reason::LocalDevice, format!("a {kind} device stays on its host")))
             }
@@ -248,6 +245,9 @@ impl Check<'_> {
                     format!("the folder {source} of the host is shared with the guest"),
                 )
             });
+        }
+        if self.is_container() {
+            return Self::volume(self.source, device);
         }
         let pool = self.source.pool(value("pool"))?;
         if !path.is_empty() {
@@ -375,10 +375,17 @@ impl Check<'_> {
                 format!("upgrade {there} to {}", from.version),
             );
         }
+    }
+
+    fn qemu(&mut self) {
+        let (from, to) = (self.source, self.case.target);
+        let (there, here) = (&self.case.to.server, &self.case.located.server);
+        // the product is said to differ already
+        let same_product = from.product == to.product;
         let (Some(ours), Some(theirs)) = (&from.qemu, &to.qemu) else {
             return;
         };
-        if version_of(ours) != version_of(theirs) {
+        if same_product && version_of(ours) != version_of(theirs) {
             let message = format!("{here} runs QEMU {ours} and {there} QEMU {theirs}");
             self.refuse(Reason::QemuMismatch, message, format!("install QEMU {ours} on {there}"));
         }

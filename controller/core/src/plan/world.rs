@@ -8,7 +8,7 @@ use jiff::Timestamp;
 
 use super::in_place::Tried;
 use super::lessons::Lessons;
-use crate::model::{Contents, Instance, InstanceRef, Inventory, ServerFacts};
+use crate::model::{Contents, Inside, Instance, InstanceRef, Inventory, ServerFacts};
 use crate::records::Record;
 
 /// A placement: what somebody wants, and what was last said about it.
@@ -108,6 +108,8 @@ pub struct World {
     pub lessons: Arc<Lessons>,
     /// Bytes that the instance takes on its pool, if its server was asked and knows.
     pub size: Option<i64>,
+    /// What the running container showed of itself, if it was looked into.
+    pub inside: Option<Inside>,
     /// A change of the instance's configuration that came to nothing.
     pub tried: Option<Tried>,
     /// Whether the controller can keep a backup on its way.

@@ -1,0 +1,178 @@
+//! Live moves of containers that fail: afterwards it runs once, where it was or where it was going, and nothing is left.
+
+use std::time::Duration;
+
+use berth_tests::{Placement, Test, wait_for};
+use serde_json::{Value, json};
+
+use super::{LONG, boots, ended, ended_of_unprivileged, goes_on, live, movable, ticking};
+
+/// It runs on that server, and no other has a copy of it.
+async fn is_only_on(test: &Test, name: &str, server: &str) {
+    wait_for(&format!("{name} to be on {server} alone"), LONG, || async {
+        let places = test.lab().whereabouts(name).await;
+        if places == [(server.to_owned(), "Running".to_owned())] {
+            Ok(())
+        } else {
+            Err(format!("{places:?}"))
+        }
+    })
+    .await;
+}
+
+async fn suspend(test: &Test, name: &str) {
+    test.patch("InstancePlacement", name, json!({"spec": {"suspend": true}}))
+        .await;
+}
+
+pub async fn what_criu_cannot_move_stays_as_it_is_or_moves_by_the_next_method(test: Test) {
+    let (lab, name) = (test.lab(), test.unique("net"));
+    let source = lab.server("t1");
+    ticking(source, &name, &movable(true, false)).await;
+    // CRIU 4.1 cannot read what it needs of a TCP socket on kernels from 6.16 on; 4.2 can
+    let open = "nc -ll -p 7000 -e /bin/cat </dev/null >/dev/null 2>&1 & sleep 1; sleep 100000 | nc 127.0.0.1 7000 >/dev/null 2>&1 &";
+    let opened = source
+        .exec(
+            &name,
+            &[
+                "sh",
+                "-c",
+                &format!("setsid sh -c '{open}' </dev/null >/dev/null 2>&1 &"),
+            ],
+        )
+        .await;
+    assert!(opened.is_ok(), "{opened:?}");
+    let connected = || async {
+        let all = source.exec(&name, &["netstat", "-tn"]).await?;
+        if all.contains("ESTABLISHED") { Ok(()) } else { Err(all) }
+    };
+    wait_for("a connection inside", LONG, connected).await;
+    test.add_servers(&["t1", "t2"]).await;
+    test.controller().await;
+    test.place(&Placement::new(&name, "t2").with(live())).await;
+    let first = ended(&test, &name, 0).await;
+    eprintln!(
+        "with a connection: {} {}",
+        first["status"]["outcome"], first["status"]["undo"]["message"]
+    );
+    if first["status"]["outcome"] == "Succeeded" {
+        goes_on(lab.server("t2"), &name).await;
+        return;
+    }
+    assert_eq!(first["status"]["undo"]["reason"], "TargetRefused", "{first:#}");
+    is_only_on(&test, &name, "t1").await;
+    goes_on(source, &name).await;
+    connected()
+        .await
+        .unwrap_or_else(|error| panic!("the connection is gone: {error}"));
+    test.wait_ready("InstancePlacement", &name, "False/MethodImpossible", LONG)
+        .await;
+    test.patch(
+        "InstancePlacement",
+        &name,
+        json!({"spec": {"methods": ["Live", "Cold"]}}),
+    )
+    .await;
+    let placed = test.wait_in_place(&name, "t2", LONG).await;
+    let moves = placed["status"]["moves"].as_array().cloned().unwrap_or_default();
+    let told: Vec<_> = moves
+        .iter()
+        .map(|m| (m["method"].as_str(), m["outcome"].as_str()))
+        .collect();
+    assert_eq!(told[0], (Some("Cold"), Some("Succeeded")), "{moves:#?}");
+    assert_eq!(told.last(), Some(&(Some("Live"), Some("Undone"))), "{moves:#?}");
+}
+
+pub async fn files_that_belong_to_nobody_are_found_and_the_container_runs_where_it_was(test: Test) {
+    let (lab, name) = (test.lab(), test.unique("web"));
+    let source = lab.server("t1");
+    ticking(source, &name, &movable(false, false)).await;
+    test.add_servers(&["t1", "t2"]).await;
+    test.controller().await;
+    test.place(&Placement::new(&name, "t2").with(live())).await;
+    // the plan knows, and nothing is touched
+    let refused = test
+        .wait_ready("InstancePlacement", &name, "False/MethodImpossible", LONG)
+        .await;
+    assert!(
+        refused["status"]["plan"]["rejected"].to_string().contains("idmapped"),
+        "{refused:#}"
+    );
+    assert!(test.moves(&name).await.is_empty());
+    // where nothing is written of it, a look inside what was restored finds it
+    source
+        .patch(&name, json!({"config": {"volatile.last_state.idmap": ""}}))
+        .await;
+    let first = ended_of_unprivileged(&test, &name, source).await;
+    suspend(&test, &name).await;
+    assert_eq!(first["status"]["outcome"], "Undone", "{first:#}");
+    let why = first["status"]["undo"]["message"].as_str().unwrap_or_default();
+    assert!(
+        why.contains("belong to nobody") && why.contains("boots again on t1"),
+        "{first:#}"
+    );
+    is_only_on(&test, &name, "t1").await;
+    source.wait_counting(&name).await;
+    assert_eq!(
+        boots(source, &name).await,
+        2,
+        "its processes had ended with the restore"
+    );
+    let written = source.exec(&name, &["touch", "/root/written"]).await;
+    assert!(written.is_ok(), "{written:?}");
+    let i = source.instance(&name).await.unwrap_or_default();
+    assert!(!i["config"].to_string().contains("user.berth"), "{i:#}");
+}
+
+pub async fn a_live_move_of_a_container_that_is_cancelled_leaves_it_as_it_was(test: Test) {
+    let (lab, name) = (test.lab(), test.unique("web"));
+    ticking(lab.server("i1"), &name, &movable(true, false)).await;
+    test.add_servers(&["i1", "i2"]).await;
+    test.controller().await;
+    let rounds = json!({"live": {"incrementalMemory": true}});
+    test.place(&Placement::new(&name, "i2").with(live()).with(rounds)).await;
+    let begun = test.wait_step(&name, &["Restoring"], LONG).await;
+    let record = begun["metadata"]["name"].as_str().unwrap_or_default();
+    test.patch("InstanceMove", record, json!({"spec": {"cancel": true}}))
+        .await;
+    let first = ended(&test, &name, 0).await;
+    // it may have been over before the wish was read
+    let at = if first["status"]["outcome"] == "Cancelled" {
+        "i1"
+    } else {
+        "i2"
+    };
+    is_only_on(&test, &name, at).await;
+    goes_on(lab.server(at), &name).await;
+    let i = lab.server(at).instance(&name).await.unwrap_or_default();
+    assert_eq!(i["config"]["migration.incremental.memory"], Value::Null, "{i:#}");
+}
+
+pub async fn a_live_move_of_a_container_ends_well_whichever_daemon_is_killed(test: Test) {
+    let lab = test.lab();
+    test.add_servers(&["i1", "i2"]).await;
+    test.controller().await;
+    for victim in ["i2", "i1"] {
+        let name = format!("{victim}-{}", test.unique("web"));
+        ticking(lab.server("i1"), &name, &movable(true, false)).await;
+        test.place(&Placement::new(&name, "i2").with(live())).await;
+        test.wait_step(&name, &["Restoring"], LONG).await;
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let server = lab.server(victim);
+        server.kill_daemon().await;
+        server.start_daemon().await;
+        let first = ended(&test, &name, 0).await;
+        suspend(&test, &name).await;
+        eprintln!(
+            "{victim} killed: {} {}",
+            first["status"]["outcome"], first["status"]["undo"]["message"]
+        );
+        let at = if first["status"]["outcome"] == "Succeeded" {
+            "i2"
+        } else {
+            "i1"
+        };
+        is_only_on(&test, &name, at).await;
+        goes_on(lab.server(at), &name).await;
+    }
+}
