@@ -437,6 +437,16 @@ fn every_field_is_described_and_bounded() -> Result {
 }
 
 #[test]
+fn no_kind_is_taken_for_current_before_it_was_looked_at() {
+    for crd in CRDS.iter() {
+        let crd = serde_json::to_value(crd).unwrap();
+        let status = "/spec/versions/0/schema/openAPIV3Schema/properties/status/default";
+        let unseen = serde_json::json!({"observedGeneration": -1});
+        assert_eq!(crd.pointer(status), Some(&unseen), "{}", crd["spec"]["names"]["kind"]);
+    }
+}
+
+#[test]
 fn kubectl_get_shows_the_promised_columns() {
     let rows = [
         (

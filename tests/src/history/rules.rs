@@ -171,7 +171,9 @@ fn explained(v: &Version, last: &str, reason: &str) -> bool {
 /// Whoever waits by kstatus or by `kubectl wait` goes on when all is as the spec says, and not before.
 pub(super) fn readiness(versions: &[Version]) -> Vec<String> {
     let mut wrong = Vec::new();
-    for v in versions.iter().filter(|v| kstatus(v.object) == Kstatus::Current) {
+    // that a status has a default is up to the installed definition, which may be an older one
+    let with_status = versions.iter().filter(|v| v.object["status"].is_object());
+    for v in with_status.filter(|v| kstatus(v.object) == Kstatus::Current) {
         let mut say = |what: &str| wrong.push(format!("{}: it is Current, and {what}", v.name()));
         let (spec, status) = (&v.object["spec"], &v.object["status"]);
         if condition(v.object, "Ready").is_none() {
