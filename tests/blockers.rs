@@ -19,6 +19,7 @@ berth_tests::suite! {
         a_project_with_limits_on_the_same_server_is_refused_and_the_fix_lifts_them,
         a_profile_of_one_name_that_differs_is_a_note_in_the_plan,
         everything_that_stands_against_a_move_is_said_at_once,
+        a_pool_with_too_little_room_is_refused_before_the_stop_and_the_fix_takes_another,
     ],
     alone: [
         a_device_of_the_host_does_not_go_to_another_member_of_the_cluster,
@@ -297,4 +298,33 @@ async fn a_device_of_the_host_does_not_go_to_another_member_of_the_cluster(test:
     let instance = cluster.instance(&name).await.unwrap_or_default();
     assert_eq!(instance["location"], "m2");
     assert!(instance["devices"].get("data").is_none(), "{}", instance["devices"]);
+}
+
+async fn a_pool_with_too_little_room_is_refused_before_the_stop_and_the_fix_takes_another(test: Test) {
+    let (source, target) = (test.lab().server("i1"), test.lab().server("i2"));
+    let pool = test.unique("small");
+    let body = json!({"name": pool, "driver": "btrfs", "config": {"size": "128MiB"}});
+    let made = target.call("POST", "/1.0/storage-pools", body).await;
+    made.unwrap_or_else(|error| panic!("{error}"));
+    test.add_servers(&["i1", "i2"]).await;
+    let new = NewInstance {
+        megabytes: 140,
+        ..NewInstance::on_pool("btr")
+    };
+    let web = subject(&test, "i1", "web", &new).await;
+    // with a quota the server says how large it is
+    let root = json!({"type": "disk", "path": "/", "pool": "btr", "size": "1GiB"});
+    source.patch(&web.name, json!({"devices": {"root": root}})).await;
+    let _controller = test.controller().await;
+    test.wait_in_place(&web.name, "i1", SOON).await;
+    test.retarget(&web.name, json!({"server": "i2", "pool": pool})).await;
+    let (_, blockers) = refused(&test, &web, "i1", "InsufficientSpace").await;
+    let message = blockers[0]["message"].as_str().unwrap_or_default();
+    assert!(message.contains(&pool) && message.contains("MiB free"), "{message}");
+    paste(&test, &blockers[0]["fix"]).await;
+    intact(&test, &web, "i2", 2..=2).await;
+    let gone = target
+        .call("DELETE", &format!("/1.0/storage-pools/{pool}"), Value::Null)
+        .await;
+    gone.unwrap_or_else(|error| panic!("{error}"));
 }

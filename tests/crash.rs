@@ -5,6 +5,8 @@
 //! `BERTH_TABLE=full` disturbs one scenario of each kind in every way; otherwise only a few of them. `BERTH_SCENARIO=live` keeps
 //! to those whose name has that word.
 
+#[path = "crash/kept.rs"]
+mod kept;
 #[path = "crash/life.rs"]
 mod life;
 #[path = "crash/scenario.rs"]
@@ -29,7 +31,7 @@ fn an_undisturbed_move_ends_with_one_instance_at_its_target_and_nothing_left() {
         assert_eq!(report.breach, None, "{name}\n{}", report.log.join("\n"));
         assert_eq!(report.outcome, "Succeeded", "{name}\n{}", report.log.join("\n"));
         assert_eq!(report.instances.len(), 1, "{name}: {:?}", report.instances);
-        if scenario.method == Method::Live {
+        if scenario.method == Method::Live && scenario.back.is_none() {
             let asked = |verb: &str| report.effects.keys().any(|(_, done)| *done == verb);
             assert!(!asked("stop") && !asked("start"), "{name}: {:?}", report.effects);
         }
@@ -132,8 +134,10 @@ fn full() -> bool {
 
 /// The scenarios that are disturbed in every way, the most important first.
 fn some() -> Vec<Scenario> {
-    const KINDS: [&str; 15] = [
+    const KINDS: [&str; 21] = [
         "Incus pull, running",
+        "Incus kept, running",
+        "Incus kept, way back",
         "Incus live pull",
         "Incus criu pull",
         "LXD saved state, pull",
@@ -148,9 +152,13 @@ fn some() -> Vec<Scenario> {
         "LXD warm, from a snapshot of ours",
         "Incus pull, slow servers",
         "Incus pull, virtual machine",
+        "LXD kept, way back, kept again",
+        "Incus kept, way back, warm",
+        "Incus kept, restricted project",
+        "LXD kept, way back, makes room",
     ];
     let all = Scenario::all();
-    let kinds = KINDS.iter().take(if full() { KINDS.len() } else { 8 });
+    let kinds = KINDS.iter().take(if full() { KINDS.len() } else { 10 });
     kinds
         .filter_map(|k| all.iter().find(|s| s.name == *k))
         .cloned()
@@ -218,7 +226,11 @@ fn a_cancelled_move_ends_where_it_began_or_where_it_was_going_and_leaves_nothing
                 scenario.power_after
             ),
         };
-        let one = report.instances.len() == 1 && report.instances[0].starts_with(&place);
+        let instances = match scenario.back {
+            Some(_) => report.but_for_the_kept(),
+            None => report.instances.iter().collect(),
+        };
+        let one = instances.len() == 1 && instances[0].starts_with(&place);
         let right = report.is_settled() && one && report.is_tidy() && report.outcome != "Undone";
         table.case(
             &scenario.name,

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use berth_api::{InstanceMove, InstancePlacement, InstancePlacementStatus, keys};
+use berth_core::moves::has_kept;
 use berth_core::plan::Desired;
 use berth_core::records::{RecordError, Records};
 use berth_engine::{Engine, Happening, Key, Pass, Report};
@@ -170,6 +171,21 @@ impl Placements {
         }
     }
 
+    /// A placement is gone: what it kept stays where it is, and people are told.
+    pub fn outlived(self: Arc<Self>, object: &InstancePlacement) {
+        let (namespace, uid) = (object.namespace().unwrap_or_default(), object.uid().unwrap_or_default());
+        let told = self.engine.outlived(&namespace, &uid);
+        if told.is_empty() || !self.store.gate.may_act() {
+            return;
+        }
+        let about = object.object_ref(&());
+        tokio::spawn(async move {
+            for happening in told {
+                events::publish(&self.store, &self.identity, std::slice::from_ref(&about), happening).await;
+            }
+        });
+    }
+
     /// Takes finalizers off what no move needs any more, and deletes old records.
     async fn tidy(&self, key: &Key, object: &InstancePlacement, ended: bool) -> Option<Duration> {
         // as it is after the pass: that has set and removed finalizers
@@ -191,7 +207,8 @@ impl Placements {
             for old in moves
                 .iter()
                 .skip(KEPT)
-                .filter(|m| m.metadata.deletion_timestamp.is_none())
+                // one whose source is kept is what that is deleted by
+                .filter(|m| m.metadata.deletion_timestamp.is_none() && !has_kept(&record_of(m)))
             {
                 self.delete_move(old).await?;
             }

@@ -133,13 +133,16 @@ impl Records for KubeRecords {
         let api = self.store.api::<InstanceMove>(&record.namespace);
         let what = attempted("write the status of", record);
         let (params, object) = (PostParams::default(), object_of(record));
+        let key = Key::new(&record.namespace, &record.name);
+        let was_open = self.store.moves.get(&key).is_none_or(|m| is_open(&m));
         let write = self
             .store
             .write(&what, api.replace_status(&record.name, &params, &object));
         let written = write.await?;
         let written_record = record_of(&written);
         self.store.moves.wrote(written);
-        if written_record.finished() {
+        // what becomes of a kept source is written later
+        if was_open && written_record.finished() {
             self.store.metrics.move_finished(&written_record);
         }
         Ok(written_record)

@@ -111,6 +111,9 @@ impl Wiring {
         match &changed.new {
             Some(new) => self.engine.placement_seen(&desired_of(new)),
             None => {
+                if let Some(old) = &changed.old {
+                    self.placements.clone().outlived(old);
+                }
                 self.engine.placement_gone(key);
                 self.placements.writes.forget(key);
             }

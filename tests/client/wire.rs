@@ -529,3 +529,18 @@ async fn a_snapshot_is_offered_without_what_only_an_instance_has_and_deleted_by_
         json!({"name": "berth-x", "stateful": false, "expires_at": "2026-11-30T00:00:00Z"})
     );
 }
+
+#[tokio::test]
+async fn the_room_of_a_pool_is_asked_for_and_one_that_does_not_know_its_size_says_nothing() {
+    let fake = Fake::reading(vec![
+        (
+            "/1.0/storage-pools/nvme/resources?target=node-3",
+            sync(json!({"space": {"used": 3, "total": 10}, "inodes": {"used": 1, "total": 2}})),
+        ),
+        ("/1.0/storage-pools/odd/resources", sync(json!({"space": {"used": 0}}))),
+    ])
+    .await;
+    let server = client(&fake);
+    assert_eq!(server.free_space("nvme", Some("node-3")).await.unwrap(), Some(7));
+    assert_eq!(server.free_space("odd", None).await.unwrap(), None);
+}

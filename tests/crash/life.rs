@@ -3,20 +3,20 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use berth_api::Reason;
 use berth_api::server::Limits;
-use berth_core::moves::{StopRules, Wish};
+use berth_api::{Outcome, Reason};
+use berth_core::moves::{self, StopRules, Wish};
 use berth_core::records::{Record, Records};
 use berth_core::server::{Data, ServerError};
 use berth_engine::drive::{Driver, Orders};
 use berth_engine::registry::{Registry, ServerConfig};
 use berth_engine::{Env, Key, Scratch};
-use berth_sim::World;
+use berth_sim::{MemoryRecords, World};
 use futures::{StreamExt, TryStreamExt};
 use jiff::Timestamp;
 use tokio::sync::Notify;
 
-use crate::scenario::{MOVE, NAMESPACE};
+use crate::scenario::{FIRST, MOVE, NAMESPACE};
 
 /// No move of the table takes longer, whatever happens to it.
 const LONGEST: Duration = Duration::from_secs(3 * 3600);
@@ -57,7 +57,56 @@ pub async fn live(world: &World, id: &str, interrupt: &Notify) -> End {
     }
 }
 
+/// Carries the move before to its end, in a world that nobody disturbs.
+pub async fn first(world: &World) {
+    drive(world, "setup", FIRST, &Notify::new()).await;
+    let record = world.record(NAMESPACE, FIRST).expect("the record is there");
+    assert!(moves::has_kept(&record), "{:?}", record.status);
+}
+
 async fn carry_on(world: &World, id: &str, interrupt: &Notify) {
+    drive(world, id, MOVE, interrupt).await;
+    let over = world.record(NAMESPACE, MOVE);
+    // what the move before kept is forgotten when it was used, and stays when it was not
+    let used = over.is_some_and(|r| r.status.outcome() == Some(Outcome::Succeeded));
+    if used && world.record(NAMESPACE, FIRST).is_some() {
+        end_kept(world, id, FIRST, interrupt).await;
+    }
+    end_kept(world, id, MOVE, interrupt).await;
+}
+
+/// Deletes what was kept when its time is over.
+async fn end_kept(world: &World, id: &str, name: &str, interrupt: &Notify) {
+    let Some(record) = world.record(NAMESPACE, name) else {
+        return;
+    };
+    if let Some(until) = record.status.kept_until.filter(|_| name == MOVE) {
+        let left = until.0.duration_since(world.now());
+        tokio::time::sleep(left.try_into().unwrap_or_default()).await;
+    }
+    let (driver, records) = driver(world, id);
+    let orders = orders(interrupt);
+    loop {
+        let again = match Records::load(&records, NAMESPACE, name).await {
+            Ok(record) if !moves::has_kept(&record) => return,
+            Ok(record) => driver.end_kept(record, &orders).await.map(|d| d.look_again),
+            Err(e) => Err(e),
+        };
+        let after = again.ok().flatten().unwrap_or(Duration::from_secs(1));
+        tokio::time::sleep(after).await;
+    }
+}
+
+fn orders(interrupt: &Notify) -> Orders<'_> {
+    Orders {
+        wish: &wish,
+        open_moves: vec![MOVE.to_owned()],
+        interrupt,
+        written: &|_| {},
+    }
+}
+
+fn driver(world: &World, id: &str) -> (Driver, MemoryRecords) {
     let (clock, alive) = (world.clone(), world.clone());
     let name = id.to_owned();
     let env = Env {
@@ -88,15 +137,14 @@ async fn carry_on(world: &World, id: &str, interrupt: &Notify) {
         );
     }
     let records = Arc::new(world.records(id));
-    let driver = Driver::new(env, registry, records.clone(), changes);
-    let orders = Orders {
-        wish: &wish,
-        open_moves: vec![MOVE.to_owned()],
-        interrupt,
-        written: &|_| {},
-    };
+    (Driver::new(env, registry, records, changes), world.records(id))
+}
+
+async fn drive(world: &World, id: &str, name: &str, interrupt: &Notify) {
+    let (driver, records) = driver(world, id);
+    let orders = orders(interrupt);
     loop {
-        let again = match records.load(NAMESPACE, MOVE).await {
+        let again = match Records::load(&records, NAMESPACE, name).await {
             Ok(record) => driver.drive(record, &orders).await.map(|d| d.look_again),
             Err(e) => Err(e),
         };

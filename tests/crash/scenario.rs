@@ -11,6 +11,8 @@ use berth_sim::{Guest, InstanceOptions, Options, Timing, World};
 
 pub const NAMESPACE: &str = "shop";
 pub const MOVE: &str = "web-1-x7k2p";
+/// The move before it, where its source was kept.
+pub const FIRST: &str = "web-1-first";
 
 /// The place that is asked for on the same server.
 #[derive(Clone, Copy)]
@@ -63,6 +65,19 @@ pub struct Scenario {
     pub criu: bool,
     /// Limits of a Live move.
     pub live: Option<Live>,
+    /// Whether the source is kept for an hour, and then deleted.
+    pub keeps: bool,
+    /// The instance came from the target, where its source was kept.
+    pub back: Option<Back>,
+}
+
+/// What is done with the kept source on the target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Back {
+    /// It is brought up to date.
+    Refreshed,
+    /// It makes room.
+    MakesRoom,
 }
 
 impl Scenario {
@@ -91,6 +106,8 @@ impl Scenario {
             streams: false,
             criu: false,
             live: None,
+            keeps: false,
+            back: None,
         }
     }
 
@@ -102,6 +119,7 @@ impl Scenario {
         all.extend(Self::warm());
         all.extend(Self::live());
         all.extend(Self::criu());
+        all.extend(Self::kept());
         if let Ok(words) = std::env::var("BERTH_SCENARIO") {
             all.retain(|s| s.name.contains(&words));
         }
@@ -332,12 +350,12 @@ impl Scenario {
         all
     }
 
-    fn stopped(&mut self) {
+    pub(super) fn stopped(&mut self) {
         self.instance.running = false;
         self.power_after = Power::Stopped;
     }
 
-    fn with(&self, what: &str, change: impl FnOnce(&mut Self)) -> Self {
+    pub(super) fn with(&self, what: &str, change: impl FnOnce(&mut Self)) -> Self {
         let mut other = self.clone();
         other.name = format!("{} {what}", self.product.as_str());
         change(&mut other);
@@ -390,13 +408,26 @@ impl Scenario {
         if self.apart {
             world.separate("a", "b");
         }
-        world.add_instance("a", &self.at(), self.instance.clone());
+        if self.back.is_some() {
+            self.came_from_the_target(&world).await;
+        } else {
+            world.add_instance("a", &self.at(), self.instance.clone());
+        }
         let made = world.records("setup").create(&self.record(&world)).await;
         (world, made.expect("a new record"))
     }
 
     fn record(&self, world: &World) -> Record {
-        let i = world.instance("a", &self.at()).expect("the instance was made");
+        let mut record = self.record_between(world, ("a", "b"));
+        record.spec.onto = self.onto(world);
+        if self.back.is_some() {
+            record.spec.attempt = 2;
+        }
+        record
+    }
+
+    pub(super) fn record_between(&self, world: &World, (from_server, to_server): (&str, &str)) -> Record {
+        let i = world.instance(from_server, &self.at()).expect("the instance was made");
         let end = |server: &str, member: Option<&str>, pool: &str| MoveEnd {
             server: server.to_owned(),
             fingerprint: world.fingerprint(server),
@@ -409,7 +440,7 @@ impl Scenario {
         };
         let from = MoveEnd {
             uuid: i.uuid().map(str::to_owned),
-            ..end("a", i.member.as_deref(), self.pools.0)
+            ..end(from_server, i.member.as_deref(), self.pools.0)
         };
         let to = match self.inside {
             Some(inside) => MoveEnd {
@@ -417,7 +448,7 @@ impl Scenario {
                 name: inside.name.to_owned(),
                 ..end("a", Some(inside.member), inside.pool)
             },
-            None => end("b", None, self.pools.1),
+            None => end(to_server, None, self.pools.1),
         };
         Record {
             namespace: NAMESPACE.to_owned(),
@@ -449,7 +480,8 @@ impl Scenario {
                 timeout: None,
                 overrides: self.overrides.clone(),
                 dropped: Vec::new(),
-                keep_source: GoDuration::from_secs(0),
+                keep_source: GoDuration::from_secs(if self.keeps { 3600 } else { 0 }),
+                onto: None,
                 cancel: false,
             },
             status: InstanceMoveStatus::default(),
@@ -457,7 +489,7 @@ impl Scenario {
     }
 }
 
-fn pair(guard: GuardKind) -> GuardPair {
+pub(super) fn pair(guard: GuardKind) -> GuardPair {
     GuardPair {
         source: guard,
         target: guard,

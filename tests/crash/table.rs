@@ -45,7 +45,13 @@ impl Report {
 
     /// No temporary snapshot is left.
     pub fn is_tidy(&self) -> bool {
-        !self.instances.iter().any(|i| i.contains("\"berth-"))
+        !self.but_for_the_kept().iter().any(|i| i.contains("\"berth-"))
+    }
+
+    /// The instances but the kept source of a move before, which is whole.
+    pub fn but_for_the_kept(&self) -> Vec<&String> {
+        let kept = |i: &&String| i.contains("retired") && i.contains(" Stopped ") && i.contains("old data");
+        self.instances.iter().filter(|i| !kept(i)).collect()
     }
 
     /// It ended as some move may end, and nothing holds it any more.

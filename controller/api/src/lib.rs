@@ -38,7 +38,7 @@ pub const GROUP: &str = "berth.dev";
 /// API version of all kinds.
 pub const VERSION: &str = "v1alpha1";
 /// Number of this schema. It rises with every change of a CRD; a controller that finds CRDs of a lower number does not lead.
-pub const SCHEMA: i64 = 2;
+pub const SCHEMA: i64 = 3;
 
 /// Annotations, labels, finalizers and instance keys that Berth reads or writes.
 pub mod keys {

@@ -40,7 +40,7 @@ use crate::{
 #[x_kube(
     validation = Rule::new(schema::same(&["placement", "placementUID", "attempt", "planDigest", "method", "guard", "transfer", "instanceType", "powerAfter", "snapshots", "stop", "keepSource"]))
         .message("the spec of an InstanceMove is the plan that was decided and cannot be changed, but for cancel: change the InstancePlacement"),
-    validation = Rule::new(schema::same_optional(&["generation", "warm", "live", "timeout", "dropped", "estimate", "inputs"]))
+    validation = Rule::new(schema::same_optional(&["generation", "warm", "live", "timeout", "dropped", "estimate", "inputs", "onto"]))
         .message("the spec of an InstanceMove is the plan that was decided and cannot be changed, but for cancel: change the InstancePlacement"),
     validation = Rule::new(schema::same(&["from", "to"]))
         .message("from and to of an InstanceMove cannot be changed: change spec.target of the InstancePlacement"),
@@ -116,9 +116,35 @@ pub struct InstanceMoveSpec {
     #[serde(default, skip_serializing_if = "GoDuration::is_zero")]
     #[schemars(extend("default" = "0s"))]
     pub keep_source: GoDuration,
+    /// The kept source of an earlier move that is on the target: it becomes the copy, so that only the difference is sent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub onto: Option<Onto>,
     /// Set it to true to have the move undone, if it is not yet committed. It cannot be taken back.
     #[serde(default, skip_serializing_if = "is_false")]
     pub cancel: bool,
+}
+
+/// A kept source, as it was seen when the move was decided.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Onto {
+    /// Name of the InstanceMove that kept it.
+    #[serde(rename = "move")]
+    #[schemars(length(min = 1, max = 253))]
+    pub record: String,
+    /// Number of that attempt.
+    #[schemars(range(min = 1))]
+    pub attempt: i64,
+    /// Its name on the target.
+    #[schemars(length(min = 1, max = 253))]
+    pub name: String,
+    /// Its `last_used_at`. Another value: somebody started it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub last_used_at: Option<String>,
+    /// Whether it is brought up to date. If not, it only makes room: another pool or another way of the data is asked for.
+    #[serde(default)]
+    pub refresh: bool,
 }
 
 /// One end of a move: a location on one particular server.
@@ -227,9 +253,12 @@ pub struct InstanceMoveStatus {
     /// When it ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub finished_at: Option<MicroTime>,
-    /// Until when the stopped source is kept.
+    /// Until when the stopped source is kept. Absent: there is none, or not any more.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kept_until: Option<MicroTime>,
+    /// Whether the kept source of an earlier move (`spec.onto`) became the copy. Absent: that is not decided yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adopted: Option<bool>,
     /// The steps so far, each with its time.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64), extend("x-kubernetes-list-type" = "atomic"))]
@@ -381,6 +410,10 @@ pub struct MoveNames {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 63))]
     pub retired: Option<String>,
+    /// Name of the kept source right before its deletion, when its time is over.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 63))]
+    pub leaving: Option<String>,
 }
 
 /// A key that was changed and its former value.

@@ -5,8 +5,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use crate::placement_status::{
-    Blocker, BoundInstance, CurrentMove, Drift, FailedMethod, InstancePlacementStatus, MoveSummary, Plan, PlanMethod,
-    Rejected,
+    Blocker, BoundInstance, CurrentMove, Drift, FailedMethod, InstancePlacementStatus, KeptSource, MoveSummary, Plan,
+    PlanMethod, Rejected,
 };
 use crate::schema::{self, set};
 use crate::{GoDuration, Method, Overrides, Snapshots, Stop, Target, TransferMode, present};

@@ -42,6 +42,10 @@ pub struct InstancePlacementStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 5), extend("x-kubernetes-list-type" = "atomic"))]
     pub moves: Vec<MoveSummary>,
+    /// Stopped sources of earlier moves that are kept (`spec.keepSource`), oldest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64), extend("x-kubernetes-list-type" = "atomic"))]
+    pub kept: Vec<KeptSource>,
     /// How many moves of this placement have been committed, and changes made where the instance is: an approval is for one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0))]
@@ -292,6 +296,28 @@ pub struct MoveSummary {
     /// The metadata.generation of the placement that it was made for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub generation: Option<i64>,
+}
+
+/// The stopped, guarded source of an earlier move. A move back to its server sends only what changed since.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct KeptSource {
+    /// Name of the InstanceMove that kept it.
+    #[serde(rename = "move")]
+    #[schemars(length(max = 253))]
+    pub record: String,
+    /// InstanceServer that has it.
+    #[schemars(length(max = 253))]
+    pub server: String,
+    /// Its project.
+    #[schemars(length(max = 253))]
+    pub project: String,
+    /// Its name there.
+    #[schemars(length(max = 253))]
+    pub name: String,
+    /// When it is deleted. Absent: not as long as the placement is suspended or only observes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub until: Option<Time>,
 }
 
 /// A method that failed and is not tried again until its inputs change or a day has passed.

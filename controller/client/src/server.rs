@@ -16,7 +16,7 @@ use serde::de::IgnoredAny;
 use crate::answer::Answer;
 use crate::http::{Call, HttpServer, INVENTORY, UNCONDITIONAL};
 use crate::observe::RequestClass;
-use crate::wire::{InstanceWire, SnapshotWire, StateWire};
+use crate::wire::{InstanceWire, RoomWire, SnapshotWire, StateWire};
 use crate::{bodies, path};
 
 /// How long the end of a `PUT` that became an operation is waited for; it takes some 50 ms.
@@ -92,6 +92,16 @@ impl Server for HttpServer {
 
     async fn inside(&self, at: &InstanceRef) -> Result<Inside> {
         self.look_inside(at).await
+    }
+
+    async fn free_space(&self, pool: &str, member: Option<&str>) -> Result<Option<i64>> {
+        let mut path = format!("/1.0/storage-pools/{}/resources", path::encode(pool));
+        if let Some(member) = member {
+            path = path::with_query(path, "target", member);
+        }
+        let call = Call::get(RequestClass::Facts, path, format!("ask for the space of pool {pool}"));
+        let (resources, _) = self.read::<RoomWire>(&call).await?;
+        Ok(resources.free())
     }
 
     async fn operations(&self) -> Result<Vec<Operation>> {

@@ -165,6 +165,28 @@ impl StateWire {
     }
 }
 
+/// What a pool says of itself.
+#[derive(Deserialize)]
+pub(crate) struct RoomWire {
+    #[serde(default, deserialize_with = "nullable")]
+    space: SpaceWire,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct SpaceWire {
+    used: u64,
+    total: u64,
+}
+
+impl RoomWire {
+    /// Bytes that are free; a pool that does not know its size says nothing, or zero.
+    pub(crate) fn free(&self) -> Option<i64> {
+        let total = Some(self.space.total).filter(|t| *t > 0)?;
+        i64::try_from(total.saturating_sub(self.space.used)).ok()
+    }
+}
+
 #[derive(Deserialize)]
 pub(crate) struct ServerWire {
     pub(crate) auth: String,

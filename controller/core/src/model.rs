@@ -536,6 +536,8 @@ pub struct Contents {
     pub backups: Vec<String>,
     /// The custom volumes of the target, as pool and name, for the pools that its disks name.
     pub volumes: BTreeSet<(String, String)>,
+    /// Bytes that are free on the target's pool, if it says.
+    pub free: Option<i64>,
 }
 
 /// What can be written to an instance, whole: the body of a `PUT`.

@@ -296,6 +296,8 @@ pub trait Server: Send + Sync {
     async fn size(&self, at: &InstanceRef) -> Result<Option<i64>>;
     /// What a running container shows of itself from inside.
     async fn inside(&self, at: &InstanceRef) -> Result<Inside>;
+    /// Bytes that are free on a pool, of that cluster member; `None` where the server does not say.
+    async fn free_space(&self, pool: &str, member: Option<&str>) -> Result<Option<i64>>;
     /// The operations that run now.
     async fn operations(&self) -> Result<Vec<Operation>>;
     /// Merges `change` into the instance if its entity tag still is `etag`.

@@ -430,6 +430,62 @@ fn the_way_of_the_data_is_the_first_that_both_servers_allow_and_that_is_not_know
 }
 
 #[test]
+fn what_a_backup_cannot_leave_out_or_an_import_misses_is_refused_and_auto_does_not_choose_it() {
+    let chosen = |config: &str, overrides: berth_api::Overrides, auto: bool| {
+        let mut web = instance("web");
+        if !config.is_empty() {
+            web.config.insert(config.into(), "true".into());
+        }
+        web.profiles = vec!["default".into(), "rack-a-only".into()];
+        let mut b = server("b", []);
+        b.ways.insert(
+            "rack-a".into(),
+            berth_core::plan::Way {
+                worked: None,
+                failed: [Transfer::Pull, Transfer::Push, Transfer::Relay].into(),
+            },
+        );
+        let mut w = world([("rack-a", server("a", [web])), ("rack-b", b)]);
+        w.scratch = true;
+        let mut d = desired("web", "rack-b");
+        d.spec.overrides = overrides;
+        if !auto {
+            d.spec.transfer = berth_api::TransferMode::Backup;
+        }
+        let verdict = plan(&d, &w, now());
+        if let Decision::Blocked(blockers) = &verdict.decision {
+            assert!(blockers.iter().all(|b| b.fix.is_some()), "{blockers:?}");
+        }
+        (reason(&verdict.decision), verdict.plan.and_then(|p| p.transfer))
+    };
+    let replaced = || berth_api::Overrides {
+        profiles: vec!["default".into()],
+        ..Default::default()
+    };
+    // an import looks for the profiles that are replaced
+    let profile = chosen("", replaced(), false);
+    assert_eq!(profile, (Some(Reason::ProfileNotFound), Some(Transfer::Backup)));
+    let none = || berth_api::Overrides {
+        no_profiles: true,
+        ..Default::default()
+    };
+    assert_eq!(chosen("", none(), false).0, Some(Reason::ProfileNotFound));
+    assert_eq!(
+        chosen("", replaced(), true),
+        (None, Some(Transfer::Pull)),
+        "it begins anew"
+    );
+    // nothing can be left out of a backup, not even what is taken off afterwards
+    let removed = || berth_api::Overrides {
+        remove_config: vec!["security.devlxd".into()],
+        ..replaced()
+    };
+    let refused = chosen("security.devlxd", removed(), false);
+    assert_eq!(refused.0, Some(Reason::BackupNotReadable));
+    assert_eq!(chosen("security.devlxd", removed(), true), (None, Some(Transfer::Pull)));
+}
+
+#[test]
 fn a_backup_is_refused_where_it_cannot_be_made_read_or_kept() {
     let refused = |change: &dyn Fn(&mut berth_core::plan::World)| {
         let mut w = world([("rack-a", server("a", [instance("web")])), ("rack-b", server("b", []))]);

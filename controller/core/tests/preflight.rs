@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use berth_api::Reason;
-use berth_core::model::{Device, Instance, Network, Project, ServerFacts};
+use berth_core::model::{Contents, Device, Instance, Network, Pool, Project, ServerFacts, Snapshot};
 use berth_core::plan::{Blocker, Decision, Desired, Verdict, World, plan};
 use common::{cluster, desired, instance, now, server, world};
 
@@ -241,4 +241,48 @@ fn everything_that_stands_against_a_move_is_said_at_once() {
     d.spec.target.project = None;
     assert!(reasons(&d, &w).contains(&Reason::ProfileNotFound));
     assert!(blockers(&d, &w).iter().all(|b| !b.message.is_empty()));
+}
+
+#[test]
+fn too_little_room_is_refused_with_another_pool_and_what_is_not_known_refuses_nothing() {
+    let room = |size: Option<i64>, free: Option<i64>, snapshots: usize| {
+        let (d, mut w) = from_a_to_b(instance("web"));
+        target(&mut w).pools.push(Pool {
+            name: "nvme".into(),
+            driver: "btrfs".into(),
+        });
+        w.size = size;
+        let snapshot = |n| Snapshot {
+            name: format!("s{n}"),
+            created_at: "2026-11-01T00:00:00Z".into(),
+            expires_at: None,
+            config: BTreeMap::new(),
+        };
+        w.contents = Some(Contents {
+            free,
+            snapshots: (0..snapshots).map(snapshot).collect(),
+            ..Contents::default()
+        });
+        (blockers(&d, &w), plan(&d, &w, now()).plan.unwrap_or_default().notes)
+    };
+    let (gib, mib) = (1 << 30, 1 << 20);
+    let (refused, _) = room(Some(2 * gib), Some(96 * mib), 0);
+    assert_eq!(refused[0].reason, Reason::InsufficientSpace);
+    assert_eq!(
+        refused[0].message,
+        "pool default of rack-b has 96 MiB free, and web takes 2048 MiB"
+    );
+    let fix = refused[0].fix.clone().unwrap_or_default();
+    assert!(
+        fix.starts_with("kubectl patch iplace -n shop web") && fix.contains(r#"{"target":{"pool":"nvme"}}"#),
+        "{fix}"
+    );
+    for (size, free) in [(None, Some(1)), (Some(gib), None), (Some(gib), Some(gib))] {
+        assert_eq!(room(size, free, 0), (vec![], vec![]), "{size:?} {free:?}");
+    }
+    // on dir every snapshot is a whole copy
+    let (none, notes) = room(Some(gib), Some(2 * gib), 3);
+    assert!(none.is_empty());
+    assert_eq!(notes[0].reason, "InsufficientSpace");
+    assert!(notes[0].message.contains("up to 4096 MiB"), "{notes:?}");
 }

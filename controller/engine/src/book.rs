@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex};
 
 use berth_api::server::Limits;
-use berth_core::moves::is_internal;
+use berth_core::moves::{has_kept, is_internal};
 use berth_core::plan::Lessons;
 use berth_core::records::Record;
 use berth_core::status;
@@ -27,6 +27,8 @@ struct Inner {
     open: BTreeMap<Key, Record>,
     /// The last attempt that ended, by uid of the placement.
     last: HashMap<String, Record>,
+    /// Those that ended and whose source is kept.
+    kept: BTreeMap<Key, Record>,
     /// Moves that are about to be created, by uid of the placement.
     reserved: HashMap<String, Route>,
     /// Copies that are being made: between which servers, and the uuid of what is copied.
@@ -78,6 +80,7 @@ impl Book {
     pub fn load(&self, namespace: &str, records: Vec<Record>) {
         let mut inner = lock(&self.inner);
         inner.open.retain(|key, _| key.namespace != namespace);
+        inner.kept.retain(|key, _| key.namespace != namespace);
         inner.loaded.insert(namespace.to_owned());
         for record in records {
             inner.put(record);
@@ -93,6 +96,7 @@ impl Book {
     pub fn remove(&self, key: &Key) {
         let mut inner = lock(&self.inner);
         inner.open.remove(key);
+        inner.kept.remove(key);
         inner
             .last
             .retain(|_, r| r.namespace != key.namespace || r.name != key.name);
@@ -113,6 +117,15 @@ impl Book {
             .collect();
         open.sort_by_key(|r| r.spec.attempt);
         open
+    }
+
+    /// The finished records of a placement whose source is kept, oldest attempt first.
+    pub fn kept_of(&self, uid: &str) -> Vec<Record> {
+        let inner = lock(&self.inner);
+        let kept = inner.kept.values().filter(|r| r.spec.placement_uid == uid);
+        let mut kept: Vec<_> = kept.cloned().collect();
+        kept.sort_by_key(|r| r.spec.attempt);
+        kept
     }
 
     /// All open records of a namespace.
@@ -219,7 +232,14 @@ impl Inner {
             return;
         }
         self.open.remove(&key);
-        Arc::make_mut(&mut self.lessons).learn(&record);
+        let known = match has_kept(&record) {
+            true => self.kept.insert(key, record.clone()),
+            false => self.kept.remove(&key),
+        };
+        // what is done about a kept source teaches nothing
+        if known.is_none() {
+            Arc::make_mut(&mut self.lessons).learn(&record);
+        }
         let last = self.last.get(&record.spec.placement_uid);
         if last.is_some_and(|l| l.spec.attempt > record.spec.attempt) {
             return;

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use berth_api::{Reason, present};
+use berth_api::{Location, Reason, present};
 use berth_core::model::Contents;
 use berth_core::plan::{self, Decision, Desired, Located, Verdict};
 use berth_core::server::{FailureKind, Result};
@@ -26,12 +26,13 @@ impl Engine {
             let follower = self.registry().follower(&Key::new(&desired.namespace, &located.server));
             self.sizes().ask(&located, follower.map(|f| f.server())).await;
         }
+        let to = verdict.plan.as_ref().and_then(|p| p.to.clone());
         let looked = match self.insides.missing(desired, &verdict) {
             Some(located) => self.look_inside(desired, &located).await,
             None => Ok(()),
         };
         let contents = match looked {
-            Ok(()) => self.contents(desired, &located).await,
+            Ok(()) => self.contents(desired, &located, to.as_ref()).await,
             Err(error) => Err(error),
         };
         match contents {
@@ -58,7 +59,7 @@ impl Engine {
         }
     }
 
-    async fn contents(&self, desired: &Desired, located: &Located) -> Result<Contents> {
+    async fn contents(&self, desired: &Desired, located: &Located, to: Option<&Location>) -> Result<Contents> {
         let server = |name: &str| self.registry().follower(&Key::new(&desired.namespace, name));
         let (Some(here), Some(there)) = (server(&located.server), server(&desired.spec.target.server)) else {
             return Ok(Contents::default());
@@ -77,10 +78,23 @@ impl Engine {
                 Err(error) => return Err(error),
             }
         }
+        let clustered = self.server(&Key::new(&desired.namespace, &desired.spec.target.server));
+        let clustered = clustered.and_then(|v| v.facts).is_some_and(|f| f.clustered);
+        // every member of a cluster has its own room
+        let place = to.and_then(|to| Some((to.pool.as_deref()?, to.member.as_deref())));
+        let free = match place.filter(|(_, member)| !clustered || member.is_some()) {
+            None => None,
+            // what is not known refuses nothing
+            Some((pool, member)) => there.free_space(pool, member).await.unwrap_or_else(|error| {
+                tracing::debug!(%error, "its room is not known");
+                None
+            }),
+        };
         Ok(Contents {
             snapshots,
             backups,
             volumes,
+            free,
         })
     }
 }

@@ -452,6 +452,7 @@ fn names(record: &CopyRecord) -> Option<MoveNames> {
     Some(MoveNames {
         incoming: Some(incoming),
         retired: None,
+        leaving: None,
         backup: None,
     })
 }

@@ -87,9 +87,29 @@ impl Driver {
         if !self.env.may_act() {
             return Ok(driven(record, RETRY));
         }
-        let mut record = self.hold(&key, record).await?;
+        let record = self.hold(&key, record).await?;
+        self.carry_on(&key, record, orders, Record::finished).await
+    }
+
+    /// Deletes the source that a finished move kept, and forgets it; whether its time is over is for the caller to know.
+    pub async fn end_kept(&self, record: Record, orders: &Orders<'_>) -> Result<Driven, RecordError> {
+        let key = Key::new(&record.namespace, &record.name);
+        if !self.env.may_act() {
+            return Ok(driven(record, RETRY));
+        }
+        self.carry_on(&key, record, orders, |r| !moves::has_kept(r)).await
+    }
+
+    /// Passes until nothing is to be done at once.
+    async fn carry_on(
+        &self,
+        key: &Key,
+        mut record: Record,
+        orders: &Orders<'_>,
+        is_over: fn(&Record) -> bool,
+    ) -> Result<Driven, RecordError> {
         loop {
-            let (look, began) = match self.pass(&key, &mut record, orders).await {
+            let (look, began) = match self.pass(key, &mut record, orders).await {
                 Ok(done) => done,
                 // somebody else wrote: what they wrote counts
                 Err(RecordError::Conflict(_)) => {
@@ -98,14 +118,14 @@ impl Driver {
                 }
                 Err(error @ (RecordError::NotFound(_) | RecordError::Unavailable(_))) => {
                     // it may have been written all the same: it is read again before anything else is done
-                    lock(&self.held).remove(&key);
+                    lock(&self.held).remove(key);
                     return Err(error);
                 }
             };
-            if record.finished() {
-                return self.release(&key, record).await;
+            if is_over(&record) {
+                return self.release(key, record).await;
             }
-            let busy = matches!(self.tasks.task(&key), Task::Busy { .. });
+            let busy = matches!(self.tasks.task(key), Task::Busy { .. });
             let after = match look {
                 Look::Done => {
                     return Ok(Driven {
@@ -121,7 +141,7 @@ impl Driver {
             if busy {
                 tokio::select! {
                     // what ends just after the wait is told to others
-                    ended = self.attend(&key) => match ended {
+                    ended = self.attend(key) => match ended {
                         true => continue,
                         false => return Ok(driven(record, after.max(RETRY))),
                     },

@@ -284,6 +284,10 @@ impl Engine {
             let open = self.drive_open(&key, &mut desired, report).await?;
             look_again = sooner(look_again, open.look_again);
             ended |= open.ended;
+            if open.in_hand.is_none() {
+                look_again = sooner(look_again, self.end_kept(&key, &desired, report).await?);
+            }
+            self.show_kept(&mut desired, report);
             if let Some(record) = open.in_hand {
                 return Ok(Pass {
                     status: status::moving(&desired, &record, None, self.env.now()),
@@ -482,6 +486,7 @@ impl Engine {
                 .into_iter()
                 .chain(self.book.last_of(&desired.uid))
                 .collect(),
+            kept: self.book.kept_of(&desired.uid),
             open_moves: self.book.open_names(),
             scratch: self.env.scratch.is_some(),
             contents,

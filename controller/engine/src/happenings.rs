@@ -2,12 +2,14 @@
 //! and a placement's new reason. Derived from two states, so that nothing is told twice.
 
 use berth_api::conditions::{self, READY};
+use berth_api::placement::KeptSource;
 use berth_api::{InstancePlacementStatus, Outcome, Reason, ReasonKind, Step};
-use berth_core::moves::is_restart;
+use berth_core::moves::{has_kept, is_restart, kept_place};
 use berth_core::overrides::Adaptation;
 use berth_core::plan::Located;
 use berth_core::records::Record;
 use berth_core::server::PowerAction;
+use jiff::Unit;
 
 /// One thing to tell.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,7 +63,11 @@ fn of_outcome(record: &Record) -> Option<Happening> {
         Outcome::Succeeded => {
             let downtime = record.status.downtime;
             let downtime = downtime.map(|d| format!(", {d} not running")).unwrap_or_default();
-            (false, format!("{} is on {}{downtime}", to.name, to.server))
+            let kept = record.status.kept_until.as_ref();
+            let kept = kept.map(|t| t.0.round(Unit::Second).unwrap_or(t.0));
+            let kept = kept.map(|t| format!("; its source on {} is kept until {t}", from.server));
+            let kept = kept.unwrap_or_default();
+            (false, format!("{} is on {}{downtime}{kept}", to.name, to.server))
         }
         Outcome::Undone | Outcome::Cancelled => {
             let message = format!("{} is on {} as before: {}", from.name, from.server, undone(record));
@@ -167,4 +173,47 @@ pub fn of_status(old: &InstancePlacementStatus, new: &InstancePlacementStatus) -
         reason: now.reason.clone(),
         message: now.message.clone(),
     })
+}
+
+/// What became of the source that a finished move kept.
+pub(crate) fn of_kept(old: &Record, new: &Record) -> Option<Happening> {
+    if !has_kept(old) || has_kept(new) {
+        return None;
+    }
+    let (from, error) = (&new.spec.from, new.status.last_error.as_ref());
+    if let Some(left) = error.filter(|e| e.reason == Reason::Leftover.as_str()) {
+        return Some(tell(new, true, &left.reason, left.message.clone()));
+    }
+    let deleted = new.status.names.as_ref().is_some_and(|n| n.leaving.is_some());
+    let message = format!(
+        "the kept source {} on {} is deleted: its time is over",
+        from.name, from.server
+    );
+    deleted.then(|| tell(new, false, Step::Cleaned.as_str(), message))
+}
+
+/// Kept sources that stay for now because their placement is suspended or only observes.
+pub(crate) fn held_back(old: &[KeptSource], new: &[KeptSource]) -> Vec<Happening> {
+    let had_an_end = |k: &&KeptSource| old.iter().any(|o| o.record == k.record && o.until.is_some());
+    let held = new.iter().filter(|k| k.until.is_none()).filter(had_an_end);
+    let happening = |kept: &KeptSource| Happening {
+        record: Some(kept.record.clone()),
+        warning: false,
+        reason: Step::Retired.as_str().to_owned(),
+        message: format!(
+            "the kept source {} stays on {} as long as the placement is suspended or only observes",
+            kept.name, kept.server
+        ),
+    };
+    held.map(happening).collect()
+}
+
+/// The placement is gone: a kept source stays where it is.
+pub(crate) fn outlives(record: &Record, cli: &str) -> Happening {
+    let (server, at) = (&record.spec.from.server, kept_place(record));
+    let message = format!(
+        "the kept source {at} stays on {server}, stopped and guarded; if it is not needed, on {server}: {cli} delete --project {} {}",
+        at.project, at.name
+    );
+    tell(record, false, Step::Retired.as_str(), message)
 }

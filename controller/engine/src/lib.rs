@@ -39,6 +39,7 @@ mod happenings;
 mod in_place;
 pub mod insides;
 mod inventory;
+mod kept;
 mod placements;
 mod power;
 mod primaries;

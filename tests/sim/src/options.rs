@@ -129,6 +129,7 @@ impl Options {
             "operations_get_query_all_projects",
             "explicit_trust_token",
             "direct_backup",
+            "instance_ready_state",
             "custom_volume_refresh_exclude_older_snapshots",
         ];
         let own: &[&str] = if product == Product::Incus { &incus } else { &[] };

@@ -171,6 +171,12 @@ impl Server for SimServer {
         }
     }
 
+    async fn free_space(&self, pool: &str, _: Option<&str>) -> Result<Option<i64>> {
+        // as much as anybody needs
+        let of = |h: &Host| h.pools.iter().any(|p| p.name == pool).then_some(1 << 40);
+        self.read("free-space", of).await
+    }
+
     async fn operations(&self) -> Result<Vec<Operation>> {
         let running = |h: &Host| {
             let running = h

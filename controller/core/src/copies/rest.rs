@@ -337,6 +337,7 @@ pub(super) fn move_spec() -> InstanceMoveSpec {
         overrides: Default::default(),
         dropped: Vec::new(),
         keep_source: Default::default(),
+        onto: None,
         attempt: 0,
         plan_digest: String::new(),
         estimate: None,

@@ -10,7 +10,7 @@ use super::body::incoming_definition;
 use super::effect::{EffectKind, End, Request, Transfer, Wiring};
 use super::pass::{Pass, Transition};
 use super::view::{Copy, EndView, Wish, source_places};
-use super::{backup, criu, verify};
+use super::{backup, criu, kept, verify};
 use crate::marks::{self, Role};
 use crate::model::{Change, Definition, InstanceRef, Power};
 use crate::records::Record;
@@ -47,6 +47,7 @@ pub(super) fn accepted(p: &mut Pass<'_>) -> Transition {
             (true, _) => super::internal::marked(p),
             // the target was not read yet
             (false, true) => p.go_on(),
+            (false, false) if kept::makes_room(&p.record) => p.go_on(),
             (false, false) => marked(p),
         };
     }
@@ -201,6 +202,9 @@ pub(super) fn stopped(p: &mut Pass<'_>) -> Transition {
     let EndView::Reachable { facts, .. } = &view.target else {
         return target_silent(p);
     };
+    if let Some(t) = kept::adopt(p) {
+        return t;
+    }
     if p.succeeded(EffectKind::Transfer) {
         p.record.status.transferred = p.incoming().map(str::to_owned);
         p.sent_all();
@@ -296,6 +300,9 @@ pub(super) fn leftover_fix(p: &Pass<'_>, at: &InstanceRef) -> String {
 /// Asks for a transfer. A new copy gets a name that was never used before, recorded first.
 pub(super) fn transfer(p: &mut Pass<'_>, source: &Copy, definition: Definition, what: Sending) -> Transition {
     let current = p.incoming().filter(|_| what.refresh).map(str::to_owned);
+    if current.is_none() && p.record.spec.onto.is_some() {
+        p.record.status.adopted = Some(false);
+    }
     let name = current.unwrap_or_else(|| marks::unique_name(&p.view.random, &p.record.spec.to.name));
     p.set_incoming(&name);
     p.record.status.transferred = None;
@@ -389,6 +396,7 @@ pub(super) fn transfer_failed(p: &mut Pass<'_>, e: &ServerError) -> Transition {
 
 /// The servers do not reach each other in the direction that this way of transfer needs.
 fn peer_unreachable(p: &mut Pass<'_>, e: &ServerError) -> Transition {
+    kept::nothing_was_sent(p);
     let (from, to) = (&p.record.spec.from.server, &p.record.spec.to.server);
     let (dials, listens) = match p.record.spec.transfer {
         Mode::Push => (from, to),

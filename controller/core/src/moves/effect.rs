@@ -36,6 +36,8 @@ pub enum EffectKind {
     Transfer,
     /// A container that was restored is looked at from inside.
     Inspect,
+    /// The kept source of an earlier move becomes the copy, or goes back to that move.
+    Adopt,
     /// The copy gets the configuration that the source had at the stop.
     Align,
     /// The backup on the source is deleted.
@@ -78,6 +80,7 @@ impl EffectKind {
             EffectKind::RemoveSnapshot => "delete a snapshot",
             EffectKind::Transfer => "transfer the instance",
             EffectKind::Inspect => "look inside the copy",
+            EffectKind::Adopt => "take over the kept source",
             EffectKind::Align => "bring the copy's configuration up to date",
             EffectKind::DropBackup => "delete the backup on the source",
             EffectKind::Name => "give the copy its name",

@@ -7,6 +7,7 @@ use berth_api::{GoDuration, GuardKind, MicroTime, Outcome as MoveOutcome, Power 
 
 use super::backup;
 use super::effect::{EffectKind, End, Request};
+use super::kept;
 use super::live;
 use super::pass::{Pass, Transition};
 use super::view::{Copy, EndView};
@@ -202,6 +203,12 @@ pub(super) fn started(p: &mut Pass<'_>) -> Transition {
     if let Some(t) = live::kept_for_a_person(p, source) {
         return t;
     }
+    if kept::keeps(&p.record) {
+        kept::keep(p, i);
+        p.advance(Step::Retired);
+        // its snapshots were not read yet
+        return p.go_on();
+    }
     if i.at.name == p.record.spec.from.name {
         if let Some(t) = p.retry_after_failure(EffectKind::Rename) {
             return t;
@@ -252,7 +259,11 @@ pub(super) fn retired(p: &mut Pass<'_>) -> Transition {
             return t;
         }
         let at = &source.fresh.instance.at;
-        if Some(at.name.as_str()) == p.retired() {
+        if p.record.status.kept_until.is_some() {
+            if let Some(t) = remove_temporary(p, source, End::Source) {
+                return t;
+            }
+        } else if Some(at.name.as_str()) == p.retired() {
             if let Some(t) = p.retry_after_failure(EffectKind::Remove) {
                 return t;
             }

@@ -12,6 +12,7 @@ use super::cold::{self, cancel_lost_operation};
 use super::criu;
 use super::effect::{EffectKind, End, Request, Transfer};
 use super::finish::{self, unmark};
+use super::kept;
 use super::pass::{Pass, Transition};
 use super::verify;
 use super::view::{Copy, EndView};
@@ -62,6 +63,12 @@ pub(super) fn overdue(p: &mut Pass<'_>) -> Option<Transition> {
 /// From Marked: the copy takes its real name from the start, since a running instance cannot be renamed.
 pub(super) fn begin(p: &mut Pass<'_>, source: &Copy) -> Transition {
     let i = &source.fresh.instance;
+    if kept::makes_room(&p.record) {
+        let view = p.view;
+        if let Some(t) = p.wait_for_end(&view.target).or_else(|| kept::adopt(p)) {
+            return t;
+        }
+    }
     match i.power {
         Power::Running => {
             let name = p.record.spec.to.name.clone();

@@ -8,6 +8,7 @@ mod criu;
 mod effect;
 mod finish;
 mod internal;
+mod kept;
 mod live;
 mod pass;
 pub mod rounds;
@@ -24,6 +25,7 @@ use jiff::Timestamp;
 pub use body::{incoming_definition, plain_config};
 pub use criu::{how_to_install, without_criu};
 pub use effect::{Backup, Effect, EffectKind, End, Request, Transfer, Wiring};
+pub use kept::{has_kept, is_kept, kept_place};
 pub use live::between_servers;
 pub use pass::{Look, Transition, measured};
 pub use said::close;
@@ -62,7 +64,11 @@ pub fn step(record: &Record, view: &View, now: Timestamp) -> Transition {
 fn next(record: &Record, view: &View, now: Timestamp) -> Transition {
     let mut pass = Pass::new(record, view, now);
     if record.finished() {
-        return pass.rest();
+        return if has_kept(record) {
+            kept::end(&mut pass)
+        } else {
+            pass.rest()
+        };
     }
     let Some(step) = pass.step() else { return pass.rest() };
     if let Some(waiting) = pass.wait_for_task(step) {
@@ -77,7 +83,7 @@ fn next(record: &Record, view: &View, now: Timestamp) -> Transition {
     match step {
         Step::Accepted => cold::accepted(&mut pass),
         Step::Marked | Step::Precopied if is_warm(record) => warm::running(&mut pass),
-        Step::Stopped if is_warm(record) => warm::stopped(&mut pass),
+        Step::Stopped if is_warm(record) || kept::refreshes(record) => warm::stopped(&mut pass),
         Step::Marked => cold::marked(&mut pass),
         Step::Stopped => cold::stopped(&mut pass),
         Step::Transferred => verify::transferred(&mut pass),

@@ -9,6 +9,7 @@ use super::cold::{cancel_lost_operation, leftover_fix};
 use super::criu;
 use super::effect::{EffectKind, End, Request};
 use super::finish::{put_back_cloud_init, remove_strays, restore_keys, unmark};
+use super::kept;
 use super::live;
 use super::pass::{Pass, Transition};
 use super::view::{Copy, EndView, target_places};
@@ -58,13 +59,13 @@ pub(super) fn undoing(p: &mut Pass<'_>) -> Transition {
         return t;
     }
     // nothing was ever sent to the target: it need not answer
-    if p.incoming().is_none() {
+    if p.incoming().is_none() && p.record.status.adopted != Some(true) {
         return end(p);
     }
     if let Some(t) = p.wait_for_end(&view.target) {
         return t;
     }
-    if let Some(t) = remove_copy(p) {
+    if let Some(t) = kept::hand_back(p).or_else(|| remove_copy(p)) {
         return t;
     }
     end(p)

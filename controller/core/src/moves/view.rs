@@ -8,6 +8,7 @@ use berth_api::{Reason, Step};
 use jiff::Timestamp;
 
 use super::effect::{EffectKind, End};
+use super::kept;
 use crate::model::{Fresh, InstanceRef, ServerFacts, Snapshot};
 use crate::records::Record;
 use crate::server::{Operation, Progress, ServerError};
@@ -192,8 +193,13 @@ pub fn source_places(record: &Record) -> Vec<InstanceRef> {
             }
         }
     }
-    let retired = record.status.names.as_ref().and_then(|n| n.retired.as_ref());
-    places.extend(retired.map(|n| InstanceRef::new(&from.project, n)));
+    let names = record.status.names.as_ref();
+    let others = [
+        names.and_then(|n| n.retired.as_ref()),
+        names.and_then(|n| n.leaving.as_ref()),
+    ];
+    let others = others.into_iter().flatten();
+    places.extend(others.map(|n| InstanceRef::new(&from.project, n)));
     places
 }
 
@@ -203,12 +209,17 @@ pub fn target_places(record: &Record) -> Vec<InstanceRef> {
     let incoming = record.status.names.as_ref().and_then(|n| n.incoming.as_ref());
     let mut places: Vec<_> = incoming.map(|n| InstanceRef::new(&to.project, n)).into_iter().collect();
     places.push(InstanceRef::new(&to.project, &to.name));
+    let kept = record.spec.onto.as_ref().filter(|o| o.name != to.name);
+    places.extend(kept.map(|o| InstanceRef::new(&to.project, &o.name)));
     places
 }
 
 /// The reads that the next step of `record` needs.
 pub fn reads(record: &Record) -> Vec<Read> {
     let step = record.status.step().unwrap_or(Step::Accepted);
+    if kept::has_kept(record) {
+        return reads_of_kept(record);
+    }
     let verifying = matches!(
         step,
         Step::Transferred | Step::Stopped | Step::Verified | Step::Restoring
@@ -216,8 +227,11 @@ pub fn reads(record: &Record) -> Vec<Read> {
     let warm = super::is_warm(record);
     // temporary snapshots that are to be deleted are read where that is done
     let temporary = record.status.precopy.as_ref().is_some_and(|w| !w.snapshots.is_empty());
-    let at_source =
-        verifying || (temporary && matches!(step, Step::Precopied | Step::Undoing)) || (warm && step == Step::Marked);
+    let keeps = kept::keeps(record);
+    let at_source = verifying
+        || (temporary && matches!(step, Step::Precopied | Step::Undoing))
+        || (warm && step == Step::Marked)
+        || (temporary && keeps && step == Step::Retired);
     let at_target = verifying || (temporary && step == Step::Retired);
     let instance = |end, snapshots| move |at| Read::Instance { end, at, snapshots };
     let mut reads: Vec<Read> = source_places(record)
@@ -228,7 +242,7 @@ pub fn reads(record: &Record) -> Vec<Read> {
         reads.push(Read::Operations(End::Source));
         return reads;
     }
-    if step == Step::Accepted || (step == Step::Marked && !warm) {
+    if step == Step::Accepted || (step == Step::Marked && !warm && !kept::makes_room(record)) {
         return reads;
     }
     // a live move stops its source then, any other must not wait for its server
@@ -249,4 +263,14 @@ pub fn reads(record: &Record) -> Vec<Read> {
         reads.push(Read::Operations(End::Source));
     }
     reads
+}
+
+/// The reads that the end of a kept source needs.
+fn reads_of_kept(record: &Record) -> Vec<Read> {
+    let instance = |at| Read::Instance {
+        end: End::Source,
+        at,
+        snapshots: false,
+    };
+    source_places(record).into_iter().map(instance).collect()
 }

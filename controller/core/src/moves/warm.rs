@@ -14,6 +14,7 @@ use super::cold::{
     transfer, transfer_failed,
 };
 use super::effect::{EffectKind, End, Request};
+use super::kept;
 use super::pass::{Pass, Transition};
 use super::rounds::{self, Next, Way};
 use super::verify;
@@ -67,7 +68,7 @@ pub(super) fn running(p: &mut Pass<'_>) -> Transition {
         // the instance runs: there is time
         return p.wait(POLL);
     };
-    if let Some(t) = clear_lost_round(p) {
+    if let Some(t) = kept::adopt(p).or_else(|| clear_lost_round(p)) {
         return t;
     }
     let Some(way) = way(p, here, there) else {
@@ -349,6 +350,9 @@ pub(super) fn stopped(p: &mut Pass<'_>) -> Transition {
     };
     if let Some(e) = p.failed(EffectKind::Transfer) {
         return refused(p, e);
+    }
+    if let Some(t) = kept::adopt(p) {
+        return t;
     }
     let known = precopy(p);
     let whole = p.record.status.transferred.is_some() && p.record.status.transferred.as_deref() == p.incoming();

@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 use super::methods::{self, Case, Choice};
 use super::ways::{self, Road};
 use super::world::{Desired, Located, World};
-use super::{Blocker, Verdict, dropped, gate, preflight};
+use super::{Blocker, Decision, Verdict, dropped, gate, kept, preflight};
 use crate::model::{Capability, InstanceKind, ServerFacts};
 use crate::overrides::Adaptation;
 
@@ -21,6 +21,8 @@ pub(super) struct Built {
     pub blockers: Vec<Blocker>,
     /// If no method is possible: when one may be tried again.
     pub until: Option<Timestamp>,
+    /// Whether a kept source is just being deleted where the move goes.
+    pub leaves: Result<(), Decision>,
 }
 
 /// The plan of the move that would mend the drift, and what stands against it.
@@ -30,7 +32,7 @@ pub(super) fn build(desired: &Desired, located: &Located, world: &World, facts: 
     let internal = source.fingerprint() == target.fingerprint();
     let mut blockers = Vec::new();
     let from = from_location(located);
-    let to = preflight::destination(desired, located, target, internal, &mut blockers);
+    let to = preflight::destination(desired, located, (target, world), internal, &mut blockers);
     let transfer = if internal {
         Transfer::Internal
     } else {
@@ -63,12 +65,16 @@ pub(super) fn build(desired: &Desired, located: &Located, world: &World, facts: 
         until,
     } = methods::choose(&case, &mut blockers);
     let inputs = case.inputs(method);
+    let leaves = kept::leaves(&case);
     let dropped = dropped::dropped(&case, world, &mut blockers);
     let mut guard = guards(desired, located, world, &to, internal, &mut blockers);
     if method == Method::Live {
         // it arrives running
         guard.target = GuardKind::None;
     }
+    let onto = kept::onto(&case, method, guard.target);
+    let (too_little, little) = preflight::space(&case, onto.as_ref());
+    blockers.extend(too_little);
     let end = |location: &Location, fingerprint: &str| MoveEnd::new(location, fingerprint);
     let mut spec = InstanceMoveSpec {
         guard,
@@ -78,6 +84,7 @@ pub(super) fn build(desired: &Desired, located: &Located, world: &World, facts: 
         },
         dropped: dropped.keys,
         estimate,
+        onto,
         inputs: (method != Method::Cold).then_some(inputs),
         warm: (method == Method::Warm).then_some(desired.spec.warm),
         live: (method == Method::Live).then_some(desired.spec.live),
@@ -92,10 +99,11 @@ pub(super) fn build(desired: &Desired, located: &Located, world: &World, facts: 
         )
     };
     spec.plan_digest = digest(&spec, desired);
-    let notes = match source.facts.as_deref().filter(|_| !internal) {
+    let mut notes = match source.facts.as_deref().filter(|_| !internal) {
         Some(source) => preflight::notes(desired, located, source, facts, &to),
         None => Vec::new(),
     };
+    notes.extend(little);
     let plan = Plan {
         digest: Some(spec.plan_digest.clone()),
         method: Some(PlanMethod::from(method)),
@@ -114,6 +122,7 @@ pub(super) fn build(desired: &Desired, located: &Located, world: &World, facts: 
         plan,
         blockers,
         until,
+        leaves,
     }
 }
 
@@ -139,6 +148,7 @@ fn spec(desired: &Desired, located: &Located, (method, transfer): (Method, Trans
         overrides: desired.spec.overrides.clone(),
         dropped: Vec::new(),
         keep_source: desired.spec.keep_source,
+        onto: None,
         attempt: 0,
         plan_digest: String::new(),
         estimate: None,

@@ -7,9 +7,9 @@ use berth_api::{Outcome, Reason, Snapshots, Transfer};
 
 use super::Blocker;
 use super::methods::Case;
-use super::world::World;
+use super::world::{Located, World};
 use crate::marks;
-use crate::model::{Contents, Snapshot};
+use crate::model::{Contents, ServerFacts, Snapshot};
 use crate::travel;
 
 /// As many as a status can show.
@@ -69,9 +69,7 @@ fn server<'a>(case: &'a Case<'_>) -> &'a str {
 
 /// The keys that the target does not know: by the table, and by what it refused in the attempt before.
 fn unknown_keys(case: &Case<'_>, world: &World, blockers: &mut Vec<Blocker>) -> Vec<String> {
-    let i = &case.located.instance;
-    let learned = learned(case, world);
-    let unknown = |key: &String| learned.contains(key) || !travel::knows(case.target, i.kind, key);
+    let unknown = |key: &String| is_unknown(key, case.located, case.target, &learned(case.target, world));
     let overrides = &case.desired.spec.overrides;
     if let Some(key) = overrides.config.keys().find(|k| unknown(k)) {
         let message = format!(
@@ -86,15 +84,30 @@ fn unknown_keys(case: &Case<'_>, world: &World, blockers: &mut Vec<Blocker>) -> 
         );
         blockers.push(Blocker::new(Reason::InvalidSpec, message, Some(fix)));
     }
-    let stays = |key: &&String| !marks::KEYS.contains(&key.as_str()) && !overrides.remove_config.contains(*key);
-    i.config.keys().filter(stays).filter(|k| unknown(k)).cloned().collect()
+    let stays = |key: &&String| !overrides.remove_config.contains(*key);
+    let keys = unknown_there(case.located, case.target, world);
+    keys.into_iter().filter(|k| stays(&k)).collect()
+}
+
+fn is_unknown(key: &str, located: &Located, target: &ServerFacts, learned: &BTreeSet<String>) -> bool {
+    learned.contains(key) || !travel::knows(target, located.instance.kind, key)
+}
+
+/// The keys of the instance that the target does not know, whatever becomes of them.
+pub(super) fn unknown_there(located: &Located, target: &ServerFacts, world: &World) -> Vec<String> {
+    let learned = learned(target, world);
+    let keys = located.instance.config.keys();
+    let ours = |key: &&String| marks::KEYS.contains(&key.as_str());
+    keys.filter(|k| !ours(k) && is_unknown(k, located, target, &learned))
+        .cloned()
+        .collect()
 }
 
 /// What the last attempt at the same target found out about it.
-fn learned(case: &Case<'_>, world: &World) -> BTreeSet<String> {
+fn learned(target: &ServerFacts, world: &World) -> BTreeSet<String> {
     let last = world.records.iter().max_by_key(|r| r.spec.attempt);
-    let same = last
-        .filter(|r| r.status.outcome() == Some(Outcome::Undone) && r.spec.to.fingerprint == case.target.fingerprint);
+    let same =
+        last.filter(|r| r.status.outcome() == Some(Outcome::Undone) && r.spec.to.fingerprint == target.fingerprint);
     let keys = same.map(|r| r.spec.dropped.iter().chain(&r.status.refused_key).cloned());
     keys.into_iter().flatten().collect()
 }

@@ -25,6 +25,8 @@ pub(super) struct Data<'a> {
     pub way: Option<Way>,
     /// What moves between these pools taught.
     pub lesson: &'a Lesson,
+    /// Whether a kept source is brought up to date, so that only a difference is sent.
+    pub back: bool,
 }
 
 impl Data<'_> {
@@ -42,19 +44,24 @@ impl Data<'_> {
         self.at(self.lesson.rate.unwrap_or(usual))
     }
 
+    /// What little changed, without knowing how much.
+    fn difference(&self) -> Duration {
+        match self.way {
+            Some(Way::Snapshots) => Duration::from_millis(400),
+            Some(Way::Compare | Way::FromSnapshot) | None => Duration::from_secs(1) + self.at(COMPARED),
+        }
+    }
+
     /// Of a Cold move of a running instance.
     pub fn cold(&self) -> Estimate {
-        let downtime = rounds::STOP + AROUND + self.whole() + rounds::START;
+        let sent = if self.back { self.difference() } else { self.whole() };
+        let downtime = rounds::STOP + AROUND + sent + rounds::START;
         self.estimate(downtime + AROUND, downtime)
     }
 
     /// Of a Warm move.
     pub fn warm(&self) -> Estimate {
-        let usual = match self.way {
-            Some(Way::Snapshots) => Duration::from_millis(400),
-            Some(Way::Compare | Way::FromSnapshot) | None => Duration::from_secs(1) + self.at(COMPARED),
-        };
-        let last = self.lesson.last_round.unwrap_or(usual);
+        let last = self.lesson.last_round.unwrap_or_else(|| self.difference());
         let frozen = match self.way {
             Some(Way::FromSnapshot) => self.at(i64::try_from(rounds::SNAPSHOT_RATE).unwrap_or(i64::MAX)),
             Some(Way::Snapshots | Way::Compare) | None => Duration::ZERO,

@@ -73,6 +73,7 @@ impl Case<'_> {
             bytes,
             way: self.way(),
             lesson: &lesson,
+            back: method == Method::Cold && super::kept::spares_bytes(self),
         };
         match method {
             Method::Cold => Some(data.cold()),

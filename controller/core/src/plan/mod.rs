@@ -8,6 +8,7 @@ mod estimate;
 mod gate;
 mod identify;
 mod in_place;
+mod kept;
 mod lessons;
 mod live;
 mod methods;
@@ -24,6 +25,7 @@ use jiff::Timestamp;
 pub use build::{digest, from_location as location};
 pub use identify::holder;
 pub use in_place::{Tried, TriedResult};
+pub use kept::{kept, kept_until};
 pub use lessons::{Lesson, Lessons};
 pub use wish::wish;
 pub use world::{Claim, Desired, Located, Reach, ServerView, Way, World};
@@ -218,6 +220,7 @@ fn decide(desired: &Desired, world: &World, now: Timestamp, verdict: &mut Verdic
     gate::history(desired, world, now)?;
     gate::approval(desired, verdict)?;
     gate::windows(desired, built.spec.method, verdict, now)?;
+    built.leaves?;
     gate::slots(&located, desired, world)?;
     Ok(Decision::Move(Box::new(built.spec)))
 }

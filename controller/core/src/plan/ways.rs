@@ -4,7 +4,7 @@
 use berth_api::{Location, Reason, Transfer, TransferMode};
 
 use super::world::{Desired, Located, ServerView, World};
-use super::{Blocker, Reach};
+use super::{Blocker, Reach, dropped};
 use crate::model::{Capability, Product, Project, ServerFacts};
 use crate::records::Record;
 
@@ -95,6 +95,8 @@ impl Road<'_> {
             let fix = "set spec.transfer: Auto".to_owned();
             against.push(Blocker::new(Reason::BackupNotReadable, message, Some(fix)));
         }
+        against.extend(self.unreadable());
+        against.extend(self.profiles_looked_for());
         let project = source.project(&self.located.at().project);
         let refuses = |p: &&Project| p.restricted() && p.config.get("restricted.backups").is_none_or(|v| v != "allow");
         if let Some(project) = project.filter(refuses) {
@@ -110,6 +112,49 @@ impl Road<'_> {
             against.push(Blocker::new(Reason::MethodImpossible, message, Some(fix)));
         }
         against
+    }
+
+    /// An import takes the whole of a backup or nothing: no key can be left out of it, not even one that is taken off later.
+    fn unreadable(&self) -> Option<Blocker> {
+        let unknown = dropped::unknown_there(self.located, self.facts, self.world);
+        let key = unknown.first()?;
+        let (from, to, at) = (&self.located.server, &self.to.server, self.located.at());
+        let message = format!(
+            "{to} runs {} {}, which does not know {} of {at}, and from a backup nothing can be left out",
+            self.facts.product.as_str(),
+            self.facts.version,
+            unknown.join(", ")
+        );
+        let cli = self.source.facts.as_ref().map_or("incus", |f| f.product.cli());
+        let unset = format!("{cli} config unset --project {} {} {key}", at.project, at.name);
+        let fix = format!("set spec.transfer: Auto; or on {from}, if it is not needed: {unset}");
+        Some(Blocker::new(Reason::BackupNotReadable, message, Some(fix)))
+    }
+
+    /// An import looks for the profiles that the instance has, whatever it is to have afterwards. Those that it is to have
+    /// are looked for in any case.
+    fn profiles_looked_for(&self) -> Vec<Blocker> {
+        let overrides = &self.desired.spec.overrides;
+        let (to, project) = (&self.to.server, &self.to.project);
+        let replaced = overrides.no_profiles || !overrides.profiles.is_empty();
+        if !replaced || self.facts.project(project).is_none() {
+            return Vec::new();
+        }
+        let profiles = self.located.instance.profiles.iter();
+        let missing = profiles.filter(|p| {
+            let reported = !overrides.no_profiles && overrides.profiles.contains(p);
+            !reported && self.facts.profile(project, p).is_none()
+        });
+        let refused = missing.map(|profile| {
+            let message = format!(
+                "{to} has no profile {profile} in project {project}, which an import of {} looks for although spec.overrides replaces it",
+                self.located.at()
+            );
+            let cli = self.facts.product.cli();
+            let fix = format!("on {to}: {cli} profile create {profile} --project {project}, or set spec.transfer: Auto");
+            Blocker::new(Reason::ProfileNotFound, message, Some(fix))
+        });
+        refused.collect()
     }
 }
 

@@ -100,6 +100,8 @@ pub struct World {
     pub claims: Vec<Claim>,
     /// The records of this placement, newest attempt first.
     pub records: Vec<Record>,
+    /// The finished moves of this placement whose source is kept, oldest first.
+    pub kept: Vec<Record>,
     /// Names of all moves that are not finished.
     pub open_moves: Vec<String>,
     /// What else belongs to the instance; `None` until it was read for the plan of a move.

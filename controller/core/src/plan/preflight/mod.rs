@@ -5,21 +5,24 @@ mod contents;
 mod devices;
 mod notes;
 mod place;
+mod space;
 
 use berth_api::{Location, Reason};
 pub(super) use notes::notes;
+pub(super) use space::space;
 
 use super::Blocker;
 use super::build::from_location;
-use super::world::{Desired, Located, ServerView};
+use super::world::{Desired, Located, ServerView, World};
 use crate::model::ServerFacts;
 use crate::overrides::Adaptation;
+use crate::records::Record;
 
 /// Resolves the target of a placement, and collects what stands against it.
 pub(super) fn destination(
     desired: &Desired,
     located: &Located,
-    view: &ServerView,
+    (view, world): (&ServerView, &World),
     internal: bool,
     blockers: &mut Vec<Blocker>,
 ) -> Location {
@@ -33,13 +36,14 @@ pub(super) fn destination(
         located,
         facts,
         view,
+        kept: &world.kept,
+        open_moves: &world.open_moves,
         internal,
         blockers,
     };
     let project = desired.target_project(&located.instance).to_owned();
     let name = desired.target_name().to_owned();
     check.server();
-    check.honoured();
     check.overrides();
     check.device_types();
     check.project(&project);
@@ -75,6 +79,8 @@ pub(super) fn in_place(desired: &Desired, located: &Located, view: &ServerView, 
         located,
         facts,
         view,
+        kept: &[],
+        open_moves: &[],
         internal: true,
         blockers: &mut blockers,
     };
@@ -95,6 +101,8 @@ struct Check<'a> {
     located: &'a Located,
     facts: &'a ServerFacts,
     view: &'a ServerView,
+    kept: &'a [Record],
+    open_moves: &'a [String],
     internal: bool,
     blockers: &'a mut Vec<Blocker>,
 }
@@ -132,13 +140,5 @@ impl Check<'_> {
             .collect();
         let message = format!("{server} is cordoned: no instance may be moved there");
         self.refuse(Reason::TargetCordoned, message, fix.join("; "));
-    }
-
-    /// What this version cannot honour is refused rather than ignored.
-    fn honoured(&mut self) {
-        if !self.desired.spec.keep_source.is_zero() && !self.internal {
-            let message = "spec.keepSource is not part of this version of Berth".to_owned();
-            self.refuse(Reason::MethodImpossible, message, "remove spec.keepSource".to_owned());
-        }
     }
 }

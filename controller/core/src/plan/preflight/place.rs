@@ -4,7 +4,8 @@ use berth_api::{Location, Reason, present};
 
 use super::Check;
 use crate::marks::{self, Role};
-use crate::model::{InstanceKind, InstanceRef, Member, MemberStatus};
+use crate::model::{Instance, InstanceKind, InstanceRef, Member, MemberStatus};
+use crate::moves::is_kept;
 
 impl Check<'_> {
     pub(super) fn project(&mut self, project: &str) {
@@ -193,6 +194,21 @@ impl Check<'_> {
         }
     }
 
+    /// A kept source makes room, or becomes the copy; not one that somebody used, or whose record is gone.
+    fn retired(&mut self, other: &Instance) {
+        let goes = marks::move_id(other).is_some_and(|id| self.open_moves.iter().any(|o| o == id));
+        if !self.internal && (goes || self.kept.iter().any(|r| is_kept(r, other))) {
+            return;
+        }
+        let (server, at) = (self.server_name(), &other.at);
+        let message = format!(
+            "{server} has {at}, the source of an earlier move, which is not Berth's to delete: somebody used it, or the record of that move is gone"
+        );
+        let rest = format!("delete --force {} --project {}", at.name, at.project);
+        let fix = format!("if nothing of it is needed, {}", self.cli(&rest));
+        self.refuse(Reason::NameTaken, message, fix);
+    }
+
     pub(super) fn name(&mut self, project: &str, name: &str) {
         if !marks::valid_name(name) {
             let message = format!(
@@ -206,7 +222,11 @@ impl Check<'_> {
             return;
         };
         let itself = self.internal && other.uuid() == self.located.instance.uuid();
-        if itself || marks::role(other) == Some(Role::Retired) {
+        if itself {
+            return;
+        }
+        if marks::role(other) == Some(Role::Retired) {
+            self.retired(other);
             return;
         }
         let message = format!("{} has another instance {at}", self.server_name());
