@@ -210,7 +210,9 @@ async fn a_kept_source_that_somebody_changed_is_left_alone_and_the_fix_makes_roo
         .map(|c| c["message"].to_string())
         .unwrap_or_default();
     assert!(message.contains("incus delete"), "{message}");
-    assert_eq!(test.lab().server("i2").boots(&name).await, 2, "it was not stopped");
+    // a change that is seen only in the middle of the move has it undone
+    let boots = test.lab().server("i2").boots(&name).await;
+    assert!((2..=3).contains(&boots), "it runs where it was: {boots} boots");
     // its time is over, but it is not Berth's any more
     patch_spec(&test, &name, json!({"keepSource": "0s"})).await;
     wait_for("an Event that it was left alone", SOON, || async {

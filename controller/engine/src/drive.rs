@@ -88,7 +88,8 @@ impl Driver {
             return Ok(driven(record, RETRY));
         }
         let record = self.hold(&key, record).await?;
-        self.carry_on(&key, record, orders, Record::finished).await
+        // boxed, as all that follows: a pass within passes is more than a thread's stack takes
+        Box::pin(self.carry_on(&key, record, orders, Record::finished)).await
     }
 
     /// Deletes the source that a finished move kept, and forgets it; whether its time is over is for the caller to know.
@@ -97,7 +98,7 @@ impl Driver {
         if !self.env.may_act() {
             return Ok(driven(record, RETRY));
         }
-        self.carry_on(&key, record, orders, |r| !moves::has_kept(r)).await
+        Box::pin(self.carry_on(&key, record, orders, |r| !moves::has_kept(r))).await
     }
 
     /// Passes until nothing is to be done at once.
@@ -109,7 +110,7 @@ impl Driver {
         is_over: fn(&Record) -> bool,
     ) -> Result<Driven, RecordError> {
         loop {
-            let (look, began) = match self.pass(key, &mut record, orders).await {
+            let (look, began) = match Box::pin(self.pass(key, &mut record, orders)).await {
                 Ok(done) => done,
                 // somebody else wrote: what they wrote counts
                 Err(RecordError::Conflict(_)) => {

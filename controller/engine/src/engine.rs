@@ -281,11 +281,11 @@ impl Engine {
         let mut look_again: Option<Duration> = None;
         let mut ended = false;
         loop {
-            let open = self.drive_open(&key, &mut desired, report).await?;
+            let open = Box::pin(self.drive_open(&key, &mut desired, report)).await?;
             look_again = sooner(look_again, open.look_again);
             ended |= open.ended;
             if open.in_hand.is_none() {
-                look_again = sooner(look_again, self.end_kept(&key, &desired, report).await?);
+                look_again = sooner(look_again, Box::pin(self.end_kept(&key, &desired, report)).await?);
             }
             self.show_kept(&mut desired, report);
             if let Some(record) = open.in_hand {
@@ -295,7 +295,7 @@ impl Engine {
                     look_again,
                 });
             }
-            let verdict = self.plan_with_contents(&key, &desired).await;
+            let verdict = Box::pin(self.plan_with_contents(&key, &desired)).await;
             if let Decision::Move(spec) = &verdict.decision {
                 if let Some(record) = self.create(&desired, spec).await? {
                     report.happened(happenings::begun(&record));
@@ -305,7 +305,7 @@ impl Engine {
                 }
                 look_again = Some(Duration::from_secs(1));
             }
-            let (verdict, after) = self.mend_in_place(&key, &desired, verdict, report).await;
+            let (verdict, after) = Box::pin(self.mend_in_place(&key, &desired, verdict, report)).await;
             look_again = sooner(look_again, after);
             return Ok(Pass {
                 status: status::resting(&desired, &verdict, open.leftover.as_ref(), self.env.now()),
