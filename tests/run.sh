@@ -61,6 +61,14 @@ queue() { # the programs that cargo built: NAME PROGRAM FOLDER, those that take 
     awk -v order="$order" 'BEGIN {n = split(order, o); for (i = 1; i <= n; i++) at[o[i]] = i} {print ($1 in at ? at[$1] : n + 1), $0}' | sort -s -n | cut -d' ' -f2-
 }
 
+failures() { # a line for each test that failed: the suite, the test, and the first line of what it said
+  local log; for log in "$WORK"/log-*; do
+    awk -v suite="${log##*/log-}" '/^test result: FAILED.*it crashed/ {print "FAILED " suite ": " last}
+      /^---- .* ----$/ {name = $0; gsub(/^---- | (stdout )?----$/, "", name); getline said; while (said == "" || said ~ /^thread .* panicked/) if ((getline said) <= 0) break; print "FAILED " suite ": " name ": " substr(said, 1, 300)}
+      {if ($0 != "") last = $0}' "$log"
+  done
+}
+
 targets=() words=()
 while [ $# -gt 0 ] && [ "$1" != -- ]; do targets+=("$1"); shift; done
 [ $# = 0 ] || { shift; words=("$@"); }
@@ -77,6 +85,6 @@ for n in $(seq $lanes); do lane "$n" & lane_pids="${lane_pids:-} $!"; done
 wait $lane_pids
 : >"$WORK/log-none"; read -r passed f skipped < <(sum "$WORK"/log-*)
 failed=$((failed + f))
-echo
+echo; failures
 echo "$passed passed, $failed failed, $skipped skipped"
 [ "$failed" = 0 ]
