@@ -229,7 +229,7 @@ async fn daemon_killed(test: Test, from: &'static str, to: &'static str, pool: &
 
 /// Waits until the target has a copy whose transfer goes on.
 async fn half_made(receiver: &Server, name: &str) {
-    wait_for("a transfer to be under way", Duration::from_secs(30), || async {
+    wait_for("a transfer to be under way", Duration::from_secs(60), || async {
         let instances = receiver.instances().await.map_err(|error| error.to_string())?;
         let ours = |i: &&serde_json::Value| i["name"].as_str().is_some_and(|n| n.contains(name));
         instances

@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use berth_tests::{NewInstance, Placement, Server, Test, condition, reason, wait_for};
+use berth_tests::{ControllerOptions, NewInstance, Placement, Server, Test, condition, reason, wait_for};
 use futures::StreamExt;
 use futures::stream;
 use serde_json::{Value, json};
@@ -42,7 +42,7 @@ const POOLS: [(&str, &str, &str); 4] = [
     ("btr", "btr", "btrfs → btrfs"),
     ("btr", "default", "btrfs → dir"),
 ];
-const MODES: [&str; 2] = ["Pull", "Push"];
+const MODES: [&str; 4] = ["Pull", "Push", "Relay", "Backup"];
 const SNAPSHOTS: [&str; 3] = ["none", "two", "two, Exclude"];
 /// Long enough for a machine that does many things at once.
 const SOON: Duration = Duration::from_secs(240);
@@ -113,7 +113,12 @@ async fn pair(test: Test, number: usize) {
         let limits = json!({"limits": {"incoming": AT_A_TIME, "outgoing": AT_A_TIME}});
         test.add_server(&server.name, server, limits).await;
     }
-    let _controller = test.controller().await;
+    let scratch = format!("--scratch-dir={}", test.dir().join("scratch").display());
+    let options = ControllerOptions {
+        args: vec![scratch],
+        ..ControllerOptions::default()
+    };
+    let _controller = test.controller_with(options).await;
     let results: Vec<(Cell, String)> = stream::iter(cells(number))
         .map(|cell| {
             let test = &test;

@@ -29,7 +29,7 @@ berth_tests::suite! {
     alone: [],
 }
 
-const SOON: Duration = Duration::from_secs(60);
+const SOON: Duration = Duration::from_secs(120);
 
 /// What must survive a move.
 struct Before {

@@ -28,7 +28,7 @@ berth_tests::suite! {
     alone: [],
 }
 
-const SOON: Duration = Duration::from_secs(90);
+const SOON: Duration = Duration::from_secs(120);
 
 /// A guest that writes all the time, and what it acknowledged.
 struct Writer {

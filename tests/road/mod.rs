@@ -12,7 +12,7 @@ use berth_tests::{Fate, NewInstance, Placement, Proxy, Seen, Server, Test, wait_
 use serde_json::{Value, json};
 
 /// Long enough for a move that was disturbed.
-pub const SOON: Duration = Duration::from_secs(90);
+pub const SOON: Duration = Duration::from_secs(120);
 
 /// The writing requests of a cold move between two servers, in their order, and one read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

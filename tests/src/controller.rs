@@ -107,7 +107,7 @@ impl Controller {
 
     /// Waits until `/readyz` says 200.
     pub async fn wait_ready(&self) {
-        wait_for("the controller to be ready", Duration::from_secs(30), || async {
+        wait_for("the controller to be ready", Duration::from_secs(60), || async {
             if let Ok(Some(status)) = self.child.lock().await.try_wait() {
                 panic!("the controller ended ({status}); log: {}", self.log.display());
             }

@@ -288,7 +288,7 @@ impl Server {
     async fn wait_counting_in(&self, name: &str, project: &str) {
         let what = format!("{name} to run on {}", self.name);
         // reading a file of a stopped instance can make the start that is just under way fail
-        wait_for(&what, Duration::from_secs(20), || async {
+        wait_for(&what, Duration::from_secs(60), || async {
             let instance = self.instance_in(name, project).await;
             let status = instance.map_or(Value::Null, |instance| instance["status"].clone());
             if status == "Running" {
@@ -301,7 +301,7 @@ impl Server {
         let before = self.counter_in(name, project).await;
         wait_for(
             &format!("{name} to count on {}", self.name),
-            Duration::from_secs(15),
+            Duration::from_secs(60),
             || async {
                 let now = self.counter_in(name, project).await;
                 if now > before {

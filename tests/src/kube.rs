@@ -293,7 +293,7 @@ impl Kube {
     pub async fn start_apiserver(&self) {
         self.control("start-apiserver").await;
         let client = self.client();
-        wait_for("the API server to answer", Duration::from_secs(20), || {
+        wait_for("the API server to answer", Duration::from_secs(60), || {
             let client = client.clone();
             async move { client.apiserver_version().await.map_err(|error| error.to_string()) }
         })
