@@ -456,7 +456,13 @@ fn leftovers(record: &Record, instances: &Inventory, known: &[Read]) -> Vec<Read
 
 /// Copies that late requests made under names that the record no longer uses. Only looked for where they are removed.
 fn strays(record: &Record, instances: &Inventory) -> Vec<InstanceRef> {
-    if !matches!(record.status.step(), Some(Step::Retired | Step::Undoing)) {
+    let removed_here = match record.status.step() {
+        Some(Step::Retired | Step::Undoing) => true,
+        // one of them may be what keeps the instance from starting
+        Some(Step::Committed) => record.status.last_error.is_some(),
+        _ => false,
+    };
+    if !removed_here {
         return Vec::new();
     }
     let names = record.status.names.as_ref();

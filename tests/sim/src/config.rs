@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use berth_core::marks;
-use berth_core::model::{Config, Device, Devices, InstanceKind, Product};
+use berth_core::model::{Config, Device, Devices, InstanceKind, InstanceRef, Product};
 
 use crate::state::{Content, Host, Inst};
 
@@ -221,7 +221,18 @@ pub(crate) fn unstartable(host: &Host, project: &str, name: &str, i: &Inst) -> O
     if host.has("instance_protection_start") && config.get(marks::PROTECTION_START).is_some_and(|v| v == "true") {
         return Some("Instance is protected from being started".to_owned());
     }
-    devices.iter().find_map(|(n, d)| unstartable_device(host, n, d))
+    let taken = nics(host, project, i).into_iter().find_map(|nic| {
+        let mac = i.config.get(&format!("volatile.{nic}.hwaddr"))?;
+        let twin = |(at, other): (&InstanceRef, &Inst)| {
+            at.project == project && at.name != name && other.config.values().any(|v| v == mac)
+        };
+        host.instances.iter().any(twin).then(|| {
+            format!(
+                "Failed start validation for device \"{nic}\": MAC address \"{mac}\" already defined on another NIC"
+            )
+        })
+    });
+    taken.or_else(|| devices.iter().find_map(|(n, d)| unstartable_device(host, n, d)))
 }
 
 /// The MAC addresses that new network interfaces get.

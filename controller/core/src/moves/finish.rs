@@ -55,6 +55,11 @@ pub(super) fn committed(p: &mut Pass<'_>) -> Transition {
         if let Some(t) = start_failed(p) {
             return t;
         }
+        // a copy that a late request made has the instance's MAC address, and no server starts two of one address
+        let try_it = p.attempts() == 0 || p.failed(EffectKind::Remove).is_some();
+        if let Some(t) = (!try_it).then(|| remove_strays(p)).flatten() {
+            return t;
+        }
         let request = Request::Start { stateful: i.stateful };
         return p.ask(EffectKind::Start, End::Target, &i.at, request);
     }
