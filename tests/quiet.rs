@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use berth_tests::{AuditEvent, ControllerOptions, NewInstance, Seen, Test};
+use berth_tests::{AuditEvent, ControllerOptions, NewInstance, Seen, Test, wait_until};
 use futures::future::join_all;
 
 use road::{Road, SOON};
@@ -50,6 +50,11 @@ async fn thirty_placements_in_place_cost_no_write_and_no_request_per_instance(te
     let _controller = test.controller_with(elected).await;
     for (number, name) in names.iter().enumerate() {
         test.wait_in_place(name, ["i1", "i2"][number % 2], SOON).await;
+    }
+    // events are written after the status
+    for name in &names {
+        let told = || async { test.events(name).await.iter().any(|e| e.contains("InPlace")) };
+        wait_until("the event of each placement", SOON, told).await;
     }
     let (writes, requests) = (
         writes(&test).len(),
