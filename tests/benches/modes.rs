@@ -15,7 +15,7 @@ use serde_json::json;
 
 mod common;
 
-use common::{Times, WAYS};
+use common::Times;
 
 /// Longer than any of these moves takes.
 const LONG: Duration = Duration::from_secs(900);
@@ -66,7 +66,7 @@ async fn measure(test: Test) {
     }
     controller.kill().await;
     let text = report(&rows, runs);
-    common::write_last(WAYS, &text);
+    common::write_part("ways", &text);
     let _ = writeln!(std::io::stdout(), "\n{text}");
     let missed: Vec<String> = rows.iter().filter_map(missed).collect();
     assert!(missed.is_empty(), "missed: {missed:#?}");
@@ -124,7 +124,7 @@ async fn by_berth_itself(
     (from, to): (&str, &str),
     mode: &str,
 ) -> (f64, u64) {
-    test.place(&Placement::new(name, from).with(json!({"transfer": mode})))
+    test.place(&Placement::new(name, from).with(json!({"transfer": mode, "methods": ["Cold"]})))
         .await;
     test.wait_in_place(name, from, LONG).await;
     let peak = Arc::new(AtomicU64::new(0));
@@ -195,7 +195,7 @@ fn line(row: &Row) -> String {
 
 fn report(rows: &[Row], runs: usize) -> String {
     let mut text = format!(
-        "{WAYS}\n\n\
+        "## Ways of the data\n\n\
          A container with that much random data, moved between two Incus servers on one machine, {runs} times by Berth and {runs} times by\n\
          hand in turns: `incus stop; incus move --mode=MODE; incus start`, and for Backup `incus stop; incus export; incus import; incus\n\
          delete; incus start`. Median [smallest-largest] of the whole, in seconds. Memory is the most that the controller took more\n\

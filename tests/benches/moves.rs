@@ -18,7 +18,7 @@ mod common;
 #[path = "../road/mod.rs"]
 mod road;
 
-use common::{SOON, Times, WAYS, largest_gap, move_by_hand, ticking, ticks_of_both};
+use common::{SOON, Times, largest_gap, move_by_hand, ticking, ticks_of_both};
 use road::Road;
 
 /// Moves of each kind per pair and pool.
@@ -54,8 +54,7 @@ async fn measure(test: Test) {
     }
     controller.kill().await;
     let text = report(&all, &first);
-    let ways = common::section(WAYS);
-    common::write(&format!("{text}{ways}"));
+    common::write_part("moves", &text);
     let _ = writeln!(std::io::stdout(), "\n{text}");
     let missed = missed(&all, &first);
     assert!(missed.is_empty(), "missed: {missed:#?}");
@@ -209,8 +208,8 @@ fn row(m: &Measured) -> String {
 
 fn report(all: &[Measured], first: &Times) -> String {
     let mut text = format!(
-        "# Measured\n\n\
-         Written by `make bench`. A busybox container with 4 MB of data, moved between two servers on one machine; {RUNS} moves by\n\
+        "## Cold moves\n\n\
+         A busybox container with 4 MB of data, moved between two servers on one machine; {RUNS} moves by\n\
          Berth and {RUNS} by hand in turns, on the same servers, container and pool. By hand means `incus stop; incus move; incus\n\
          start`, or the same with `lxc`. Median [smallest-largest], in seconds.\n\n\
          - *Total* is by hand the time of the three commands; for Berth it is from the edit of `spec.target.server` until the\n  placement is Ready, which includes the end of the former source.\n\
@@ -223,9 +222,9 @@ fn report(all: &[Measured], first: &Times) -> String {
     }
     let _ = write!(
         text,
-        "\nTargets: added total at most {:.1} s, added downtime at most {:.2} s.\n\n## From the edit to the first request\n\n\
+        "\nTargets: added total at most {:.1} s, added downtime at most {:.2} s.\n\n### From the edit to the first request\n\n\
          From the API server's answer to an edit of `spec.target.server` until the first request about the instance reaches a server,\n\
-         {EDITS} times: {} s (target: median at most {:.1} s).\n\n## Where the time goes\n\n\
+         {EDITS} times: {} s (target: median at most {:.1} s).\n\n### Where the time goes\n\n\
          Medians of the times between the steps of the moves' records, in milliseconds. Downtime lies between Marked and Started.\n\n",
         TARGETS[0],
         TARGETS[1],

@@ -1,5 +1,5 @@
 //! Warm moves beside moves by hand: how long a running container serves nobody, by its own ticks, for several sizes, 1 % of
-//! its data being written over every minute. Prints a table and writes docs/benchmarks-warm.md.
+//! its data being written over every minute. Prints a table and writes its part of docs/benchmarks.md.
 //!
 //! `BERTH_BENCH_SIZES` (MiB, default 200,2048,8192) and `BERTH_BENCH_RUNS` (default 10) make it shorter.
 
@@ -13,7 +13,7 @@ use serde_json::json;
 
 mod common;
 
-use common::{Times, move_by_hand, root, silence, ticking, ticks_of_both};
+use common::{Times, move_by_hand, silence, ticking, ticks_of_both};
 
 /// A move of the largest size by hand on the slowest pool.
 const LONG: std::time::Duration = std::time::Duration::from_secs(1800);
@@ -52,8 +52,7 @@ async fn measure(test: Test) {
     }
     controller.kill().await;
     let text = report(&all, runs);
-    let path = root().join("docs/benchmarks-warm.md");
-    std::fs::write(&path, &text).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    common::write_part("warm", &text);
     let _ = writeln!(std::io::stdout(), "\n{text}");
 }
 
@@ -151,8 +150,8 @@ fn row(m: &Measured) -> String {
 
 fn report(all: &[Measured], runs: usize) -> String {
     let mut text = format!(
-        "# Warm moves, measured\n\n\
-         Written by `make bench`. A running busybox container with random files of 1 MiB, 1 % of them written over every minute, moved\n\
+        "## Warm moves\n\n\
+         A running busybox container with random files of 1 MiB, 1 % of them written over every minute, moved\n\
          between two servers on one machine: {runs} times warm by Berth and {runs} times by hand in turns, in one run. By hand means\n\
          `incus stop; incus move; incus start`, or the same with `lxc`. Median [smallest-largest], in seconds.\n\n\
          - *Unserved* is all time without a sign of life from inside the container: stopped or frozen.\n\

@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use berth_tests::{Needs, Product, Server, Suite, Test, wait_for};
 
-/// Heading of the part about the ways of the data.
-pub const WAYS: &str = "## Ways of the data";
+/// Parts of docs/benchmarks.md in their order; each bench writes its own.
+const PARTS: [&str; 3] = ["moves", "ways", "warm"];
 /// Long enough for a move.
 pub const SOON: Duration = Duration::from_secs(90);
 
@@ -43,12 +43,8 @@ fn again_with_release_build() -> std::io::Result<bool> {
     if !Command::new(cargo).args(build).current_dir(root()).status()?.success() {
         return Ok(false);
     }
-    // TARGET/release/deps/PROGRAM
-    let release = me
-        .ancestors()
-        .nth(2)
-        .unwrap_or(Path::new("target/release"))
-        .join("berth");
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
+    let release = target.join("release/berth");
     let args = std::env::args_os().skip(1).filter(|arg| arg != "--bench");
     Ok(Command::new(&me)
         .args(args)
@@ -162,26 +158,17 @@ pub fn seconds(text: &str) -> f64 {
     }
 }
 
-/// Where all of it is written.
-fn path() -> PathBuf {
-    root().join("docs/benchmarks.md")
-}
-
-/// The part of the document under that heading, up to its end; empty if there is none.
-pub fn section(heading: &str) -> String {
-    let text = std::fs::read_to_string(path()).unwrap_or_default();
-    text.find(heading)
-        .map_or_else(String::new, |at| format!("\n{}", &text[at..]))
-}
-
-/// Writes the document.
-pub fn write(text: &str) {
-    std::fs::write(path(), text).unwrap_or_else(|error| panic!("{}: {error}", path().display()));
-}
-
-/// Puts the last part of the document in place of the one that is there.
-pub fn write_last(heading: &str, part: &str) {
-    let text = std::fs::read_to_string(path()).unwrap_or_else(|_| "# Measured\n".to_owned());
-    let before = text.find(heading).map_or(text.as_str(), |at| &text[..at]);
-    write(&format!("{}\n\n{part}", before.trim_end()));
+/// Puts this in the place of one of the parts of docs/benchmarks.md; the others stay.
+pub fn write_part(part: &str, text: &str) {
+    let path = root().join("docs/benchmarks.md");
+    let old = std::fs::read_to_string(&path).unwrap_or_default();
+    let mut page = "# Measured\n\nWritten by `make bench`, on an idle machine with two cores.\n".to_owned();
+    for name in PARTS {
+        let (begin, end) = (format!("<!-- part: {name} -->\n"), format!("<!-- end: {name} -->\n"));
+        let stored = old.split_once(&begin).and_then(|(_, rest)| rest.split_once(&end));
+        let stored = stored.map_or("", |(stored, _)| stored);
+        let body = if name == part { text } else { stored };
+        page.push_str(&format!("\n{begin}{body}{end}"));
+    }
+    std::fs::write(&path, page).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
 }
