@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use berth_tests::{NewVm, Placement, Test, wait_for};
+use berth_tests::{Fate, NewVm, Placement, Proxy, Test, condition, wait_for};
 use serde_json::{Value, json};
 
 use super::LONG;
@@ -115,4 +115,93 @@ pub async fn a_live_move_ends_well_whichever_daemon_is_killed(test: Test) {
             .await;
         runs_once(&test, &vm, &boot).await;
     }
+}
+
+pub async fn a_live_move_whose_link_is_cut_ends_with_one_guest(test: Test) {
+    let target = test.lab().server("i2");
+    test.lab().server("i1").throttle("20mbit").await;
+    let (vm, boot) = begun(&test, json!({})).await;
+    target.unplug().await;
+    test.lab().server("i1").throttle("off").await;
+    wait_for("the controller to notice", LONG, || async {
+        let server = test.get("InstanceServer", "i2").await.unwrap_or_default();
+        match condition(&server, "Ready").map(|c| c["status"] == "False") {
+            Some(true) => Ok(()),
+            _ => Err(format!("{:#}", server["status"])),
+        }
+    })
+    .await;
+    target.plug().await;
+    let first = ended(&test, &vm).await;
+    eprintln!(
+        "link cut: {} {}",
+        first["status"]["outcome"], first["status"]["lastError"]
+    );
+    test.patch("InstancePlacement", &vm, json!({"spec": {"suspend": true}}))
+        .await;
+    runs_once(&test, &vm, &boot).await;
+}
+
+/// A profile of one name says something else on the target: QEMU finds a card there of which the state knows nothing.
+pub async fn a_guest_whose_state_the_target_refuses_goes_on_where_it_was(test: Test) {
+    let (lab, vm, profile) = (test.lab(), test.unique("vm"), test.unique("cards"));
+    for (server, devices) in [
+        ("i1", json!({})),
+        (
+            "i2",
+            json!({"rng": {"type": "nic", "nictype": "bridged", "parent": "lan0"}}),
+        ),
+    ] {
+        let body = json!({"name": profile, "devices": devices});
+        let made = lab.server(server).call("POST", "/1.0/profiles", body).await;
+        made.unwrap_or_else(|error| panic!("{server}: {error}"));
+    }
+    lab.create_vm(lab.server("i1"), &vm, &NewVm::default()).await;
+    let boot = lab.wait_ticking(&vm).await;
+    test.add_servers(&["i1", "i2"]).await;
+    test.controller().await;
+    let spec = json!({"methods": ["Live"], "profiles": ["default", profile]});
+    test.place(&Placement::new(&vm, "i2").with(spec)).await;
+    let first = ended(&test, &vm).await;
+    assert_eq!(first["status"]["outcome"], "Undone", "{first:#}");
+    eprintln!("restore refused: {}", first["status"]["lastError"]);
+    test.patch("InstancePlacement", &vm, json!({"spec": {"suspend": true}}))
+        .await;
+    runs_once(&test, &vm, &boot).await;
+    assert_eq!(lab.server("i1").status(&vm).await, "Running");
+    assert_eq!(lab.server("i2").status(&vm).await, "absent");
+}
+
+pub async fn two_guests_that_ran_for_too_long_are_told_to_a_person(test: Test) {
+    let (lab, vm) = (test.lab(), test.unique("vm"));
+    let source = lab.server("i1");
+    lab.create_vm(source, &vm, &NewVm::default()).await;
+    let proxy = Proxy::start(lab, source).await;
+    test.add_client_secret("berth-client").await;
+    let spec = json!({"addresses": [proxy.url()], "peerAddress": source.url});
+    test.add_server("i1", source, spec).await;
+    test.add_server("i2", lab.server("i2"), json!({})).await;
+    test.controller().await;
+    let boot = lab.wait_ticking(&vm).await;
+    proxy.rule(|seen| match seen.path.ends_with("/state") && seen.method == "PUT" {
+        true => Fate::Hold,
+        false => Fate::Pass,
+    });
+    let live = json!({"methods": ["Live"], "live": {"maxOverlap": "1s"}});
+    test.place(&Placement::new(&vm, "i2").with(live)).await;
+    proxy.wait_held(LONG).await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    proxy.release().await;
+    let first = ended(&test, &vm).await;
+    assert_eq!(first["status"]["outcome"], "NeedsAttention", "{first:#}");
+    assert!(first.to_string().contains("maxOverlap"), "{first:#}");
+    runs_once(&test, &vm, &boot).await;
+    assert_eq!(lab.server("i2").status(&vm).await, "Running");
+    let places = lab.whereabouts(&vm).await;
+    assert!(
+        places
+            .iter()
+            .any(|(server, status)| server == "i1" && status == "Stopped"),
+        "{places:?}"
+    );
 }
