@@ -6,12 +6,16 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use berth_core::server::{Channel, FailureKind, Progress, Result, Server, ServerError, Socket};
-use futures::future::{join, join_all, try_join, try_join_all};
+use futures::future::{join, join_all, try_join};
 use futures::{SinkExt, StreamExt};
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 
 /// How often progress is told.
 const TICK: Duration = Duration::from_secs(1);
+
+/// Between two channels of one end. The daemon of LXD 5.0 looks after each whether all are there, without a lock; if two arrive in
+/// the same moment, both find that so, and it dies (*seen* under load: `panic: close of closed channel`, migrate.go, `Connect`).
+const APART: Duration = Duration::from_millis(50);
 
 /// The connected channels of a transfer. Dropping it breaks all of them, and both ends fail.
 pub(crate) struct Relay {
@@ -29,8 +33,9 @@ impl Relay {
                 "the target waits on no channel",
             ));
         }
-        let pair = |name| try_join(source.0.connect(source.1, name), target.0.connect(target.1, name));
-        let pairs = try_join_all(target.1.secrets.keys().map(|name| pair(name.as_str()))).await?;
+        let names: Vec<&str> = target.1.secrets.keys().map(String::as_str).collect();
+        let (source, target) = try_join(plug(source, &names), plug(target, &names)).await?;
+        let pairs = source.into_iter().zip(target).collect();
         Ok(Self { pairs })
     }
 
@@ -47,6 +52,18 @@ impl Relay {
             () = tell(&sent, progress) => Ok(()),
         }
     }
+}
+
+/// Connects to all channels of one end, one after the other.
+async fn plug((server, waiting): (&dyn Server, &Channel), names: &[&str]) -> Result<Vec<Socket>> {
+    let mut sockets = Vec::with_capacity(names.len());
+    for name in names {
+        if !sockets.is_empty() {
+            sleep(APART).await;
+        }
+        sockets.push(server.connect(waiting, name).await?);
+    }
+    Ok(sockets)
 }
 
 /// Tells how much went from the source to the target; never ends.

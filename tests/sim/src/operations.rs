@@ -66,7 +66,7 @@ pub(crate) struct Op {
     pub state: OperationState,
     pub secrets: BTreeMap<String, String>,
     /// Channels that somebody has connected to.
-    pub plugged: BTreeSet<String>,
+    pub plugged: BTreeMap<String, Timestamp>,
     /// Channels on which the other end was heard.
     pub heard: BTreeSet<String>,
     pub work: Work,
@@ -92,7 +92,7 @@ impl State {
             instances: vec![at.clone()],
             state: OperationState::Running,
             secrets: BTreeMap::new(),
-            plugged: BTreeSet::new(),
+            plugged: BTreeMap::new(),
             heard: BTreeSet::new(),
             work,
             progress: None,

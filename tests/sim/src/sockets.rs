@@ -1,13 +1,18 @@
 //! The sockets of ends that wait, for a relay. What an end says is only who it is; a target that has heard the same source
 //! on all its channels begins. A socket that is dropped breaks what goes through it, as a process that dies does.
 
+use berth_core::model::Product;
 use berth_core::server::{Channel, FailureKind, OperationId, OperationState, ServerError, Socket};
 use futures::{StreamExt, sink, stream};
+use jiff::SignedDuration;
 use secrecy::ExposeSecret;
 
 use crate::operations::Work;
 use crate::state::{Answered, State};
 use crate::world::World;
+
+/// Sockets of one end that arrive within this time are taken by LXD 5.0 at the same moment.
+const AT_ONCE: SignedDuration = SignedDuration::from_millis(10);
 
 /// One socket, as long as either half of it exists.
 struct Plug {
@@ -66,14 +71,23 @@ impl State {
     /// Whether that end waits and knows the secret.
     pub fn plug_in(&mut self, server: &str, waiting: &Channel, name: &str, what: &str) -> Answered<()> {
         let refused = |kind, why: &str| ServerError::new(kind, what, why);
+        let now = self.now();
+        let lxd = self.servers.get(server).is_some_and(|h| h.product == Product::Lxd);
         let given = waiting.secrets.get(name).map(|s| s.expose_secret().to_owned());
         let op = self.operation_mut(server, &waiting.operation);
         let op = op.ok_or_else(|| refused(FailureKind::NotFound, "Operation not found"))?;
         if given.is_none() || op.secrets.get(name) != given.as_ref() {
             return Err(refused(FailureKind::Refused, "not authorized"));
         }
-        if !op.plugged.insert(name.to_owned()) {
+        let at_once = op.plugged.values().any(|at| now.duration_since(*at) < AT_ONCE);
+        if op.plugged.insert(name.to_owned(), now).is_some() {
             return Err(refused(FailureKind::AlreadyExists, "Connection already established"));
+        }
+        if lxd && at_once {
+            // "panic: close of closed channel": each of the two finds that all are there now
+            self.daemon_down(server);
+            self.daemon_up(server);
+            return Err(refused(FailureKind::Unknown, "connection reset by peer"));
         }
         Ok(())
     }
