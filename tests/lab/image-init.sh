@@ -3,7 +3,7 @@
 #   /etc/ignore-stop   if it exists: no clean stop works    /etc/ip      a fixed address instead of DHCP
 #   /etc/tick          interval in seconds; each tick then goes to /var/log/ticks with the machine's uptime, one clock for all nodes
 export PATH=/bin:/sbin:/usr/bin:/usr/sbin
-if [ -e /etc/ignore-stop ]; then trap '' PWR TERM INT; else trap 'echo "halt $(date +%s)" >>/var/log/init.log; sync; exit 0' PWR TERM INT; fi
+if [ -e /etc/ignore-stop ]; then trap '' PWR TERM INT; else trap 'echo "halt $(date +%s)" >>/var/log/init.log; exit 0' PWR TERM INT; fi
 ip link set lo up 2>/dev/null
 if [ -e /etc/ip ]; then ip addr add "$(cat /etc/ip)" dev eth0 && ip link set eth0 up
 elif [ -e /sys/class/net/eth0 ]; then ip link set eth0 up; (udhcpc -i eth0 -q -n -t 5 -T 1 -s /etc/udhcpc/default.script >/var/log/udhcpc.log 2>&1 &); fi
