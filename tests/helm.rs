@@ -270,6 +270,11 @@ async fn an_installed_release_moves_an_instance_and_its_uninstallation_leaves_wh
     let log = controller.log();
     assert!(!log.contains("forbidden"), "something is refused: {log}");
 
+    // as docs/operations.md says: no move is in flight
+    let ended = "--for=jsonpath={.status.outcome}";
+    release
+        .kubectl(&["wait", "imove", "--all", "-A", ended, "--timeout=60s"])
+        .await;
     // Helm removes all at once, the pod ends when it has noticed
     release.uninstall(4).await;
     end(&controller).await;
@@ -333,6 +338,9 @@ async fn an_upgrade_and_an_uninstallation_in_mid_move_lose_nothing(test: Test) {
     release.uninstall(4).await;
     end(&after).await;
     road.pass();
+    let source = test.lab().server("i2");
+    assert_eq!(source.status(&web.name).await, "Stopped", "nobody ends the move");
+    assert!(source.try_state(&web.name, "start").await.is_err(), "it is guarded");
     // the record says how it goes on: whoever installs Berth again has the move ended
     release.install(&this_chart()).await;
     let again = release.pod().await;
