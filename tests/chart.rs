@@ -3,8 +3,9 @@
 
 use std::path::Path;
 use std::process::{Command, Output};
+use std::time::Duration;
 
-use berth_tests::{Test, helm_program, objects_of};
+use berth_tests::{Test, helm_program, objects_of, wait_until};
 use serde_json::{Value, json};
 
 berth_tests::suite! {
@@ -185,7 +186,18 @@ async fn write_schemas(test: &Test, folder: &Path) {
 async fn every_set_of_values_has_the_schema_of_the_api_server(test: Test) {
     with_monitoring(&test).await;
     let folder = test.dir().join("schemas");
-    write_schemas(&test, &folder).await;
+    // the definitions that the test brought are described a moment after they are served
+    let all =
+        ["servicemonitor", "prometheusrule"].map(|kind| folder.join(format!("{kind}_monitoring.coreos.com_v1.json")));
+    wait_until(
+        "the API server to describe all kinds",
+        Duration::from_secs(120),
+        || async {
+            write_schemas(&test, &folder).await;
+            all.iter().all(|file| file.exists())
+        },
+    )
+    .await;
     let location = format!(
         "{}/{{{{.ResourceKind}}}}_{{{{.Group}}}}_{{{{.ResourceAPIVersion}}}}.json",
         folder.display()

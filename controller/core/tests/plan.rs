@@ -524,3 +524,29 @@ fn a_backup_is_refused_where_it_cannot_be_made_read_or_kept() {
     };
     assert_eq!(refused(&allowed), None);
 }
+
+#[test]
+fn a_backup_of_lxd_without_its_snapshots_is_refused_where_incus_would_miss_them() {
+    let refused = |snapshots: Vec<berth_core::model::Snapshot>| {
+        let mut w = world([("rack-a", server("a", [instance("web")])), ("rack-b", server("b", []))]);
+        w.scratch = true;
+        let source = w.servers.get_mut("rack-a").unwrap().facts.as_mut().unwrap();
+        std::sync::Arc::make_mut(source).product = berth_core::model::Product::Lxd;
+        w.contents = Some(berth_core::model::Contents {
+            snapshots,
+            ..Default::default()
+        });
+        let mut d = desired("web", "rack-b");
+        d.spec.transfer = berth_api::TransferMode::Backup;
+        d.spec.snapshots = berth_api::Snapshots::Exclude;
+        reason(&plan(&d, &w, now()).decision)
+    };
+    let snapshot = berth_core::model::Snapshot {
+        name: "s0".into(),
+        created_at: "2026-01-01T00:00:00Z".into(),
+        expires_at: None,
+        config: Default::default(),
+    };
+    assert_eq!(refused(vec![snapshot]), Some(Reason::BackupNotReadable));
+    assert_eq!(refused(Vec::new()), None, "there are none to miss");
+}

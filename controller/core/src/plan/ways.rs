@@ -1,7 +1,7 @@
 //! The way of the data: the one that is asked for, or with `Auto` the first of pull, push, relay and backup that the two
 //! servers allow, unless another one is known to work between them. A way on which one did not reach the other is passed over.
 
-use berth_api::{Location, Reason, Transfer, TransferMode};
+use berth_api::{Location, Reason, Snapshots, Transfer, TransferMode};
 
 use super::world::{Desired, Located, ServerView, World};
 use super::{Blocker, Reach, dropped};
@@ -96,6 +96,7 @@ impl Road<'_> {
             against.push(Blocker::new(Reason::BackupNotReadable, message, Some(fix)));
         }
         against.extend(self.unreadable());
+        against.extend(self.half_told(source));
         against.extend(self.profiles_looked_for());
         let project = source.project(&self.located.at().project);
         let refuses = |p: &&Project| p.restricted() && p.config.get("restricted.backups").is_none_or(|v| v != "allow");
@@ -128,6 +129,21 @@ impl Road<'_> {
         let cli = self.source.facts.as_ref().map_or("incus", |f| f.product.cli());
         let unset = format!("{cli} config unset --project {} {} {key}", at.project, at.name);
         let fix = format!("set spec.transfer: Auto; or on {from}, if it is not needed: {unset}");
+        Some(Blocker::new(Reason::BackupNotReadable, message, Some(fix)))
+    }
+
+    /// LXD lists an instance's snapshots even in a backup without them, and the import of Incus counts them (*seen*: `Snapshot
+    /// count in backup config (2) and storage device (0) are different`).
+    fn half_told(&self, source: &ServerFacts) -> Option<Blocker> {
+        let snapshots = &self.world.contents.as_ref()?.snapshots;
+        let across = source.product == Product::Lxd && self.facts.product == Product::Incus;
+        if !across || self.desired.spec.snapshots != Snapshots::Exclude || snapshots.is_empty() {
+            return None;
+        }
+        let (from, to, at) = (&self.located.server, &self.to.server, self.located.at());
+        let message =
+            format!("{from} is LXD, which lists the snapshots of {at} in a backup without them, and {to} refuses that");
+        let fix = "set spec.snapshots: Include, or spec.transfer: Auto".to_owned();
         Some(Blocker::new(Reason::BackupNotReadable, message, Some(fix)))
     }
 
