@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use berth_api::GuardKind;
 pub use berth_api::keys::{COPY_OF, GENERATION, GUARD_DEVICE as GUARD, MOVE, ROLE};
+use jiff::Timestamp;
 
 use crate::model::{Change, Definition, Device, Instance, InstanceKind, Snapshot};
 
@@ -83,9 +84,11 @@ pub fn unique_name(random: &str, name: &str) -> String {
     s.trim_end_matches('-').to_owned()
 }
 
-/// A name for a temporary snapshot that only one intent ever used.
-pub fn temporary_snapshot(random: &str) -> String {
-    format!("berth-{random}")
+/// A name for a temporary snapshot that only one intent ever used. It sorts after those that were taken before: Incus's btrfs
+/// looks for the snapshot that differences are counted from among those whose names come before, and else sends everything
+/// (*seen*).
+pub fn temporary_snapshot(now: Timestamp, random: &str) -> String {
+    format!("berth-{}-{random}", now.strftime("%Y%m%d%H%M%S%3f"))
 }
 
 /// Whether `name` is one that both products accept for an instance (fact sheet 12).

@@ -292,7 +292,7 @@ fn start(p: &mut Pass<'_>, located: &Located, plan: InstanceMoveSpec, target: &S
         guard,
         dropped: plan.dropped,
         refresh,
-        snapshot: Some(snapshot_name(p)),
+        snapshot: Some(marks::temporary_snapshot(p.now, &p.view.random)),
         from_snapshot: false,
         sent: false,
         bytes: None,
@@ -302,12 +302,6 @@ fn start(p: &mut Pass<'_>, located: &Located, plan: InstanceMoveSpec, target: &S
     let since = p.now.round(jiff::Unit::Second).unwrap_or(p.now);
     p.say(Reason::Copying, &format!("{verb} since {since}"));
     p.go_on()
-}
-
-/// A name for a snapshot that nobody used before. It sorts after those of earlier refreshes: Incus's btrfs looks for the
-/// snapshot that differences are counted from among those whose names come before.
-fn snapshot_name(p: &Pass<'_>) -> String {
-    format!("berth-{}-{}", p.now.strftime("%Y%m%d%H%M%S"), p.view.random)
 }
 
 /// The source as an end of a transfer.

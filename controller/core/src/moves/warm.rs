@@ -244,7 +244,7 @@ fn take_snapshot(p: &mut Pass<'_>, source: &Copy) -> Transition {
     if precopy(p).snapshots.len() >= MOST_SNAPSHOTS {
         return p.undo(Reason::MoveFailed, "it was begun anew too often", None);
     }
-    let name = marks::temporary_snapshot(&p.view.random);
+    let name = marks::temporary_snapshot(p.now, &p.view.random);
     p.record
         .status
         .precopy
