@@ -96,7 +96,8 @@ async fn boots(server: &Server, name: &str) -> usize {
     log.lines().filter(|l| l.starts_with("boot")).count()
 }
 
-/// It ticks on from where it was: one boot, and no number is missing or comes twice. How long it stood still at most.
+/// It ticks on from where it was: one boot, and no number comes twice. How long it stood still at most. Of what was written in the
+/// moment of the freeze one line may be missing: memory and files are saved one after the other (*seen* on Incus 6 and 7).
 async fn goes_on(server: &Server, name: &str) -> f64 {
     let before = ticks(server, name).await.len();
     let seen = wait_for(&format!("{name} to tick on {}", server.name), LONG, || async {
@@ -109,8 +110,9 @@ async fn goes_on(server: &Server, name: &str) -> f64 {
     })
     .await;
     assert_eq!(boots(server, name).await, 1, "{name} was started anew");
-    let step = |w: &[(f64, u64)]| w[1].1 == w[0].1 + 1;
-    assert!(seen.windows(2).all(step), "{seen:?}");
+    let steps: Vec<u64> = seen.windows(2).map(|w| w[1].1.saturating_sub(w[0].1)).collect();
+    assert!(steps.iter().all(|step| (1..=2).contains(step)), "{seen:?}");
+    assert!(steps.iter().filter(|step| **step == 2).count() <= 1, "{seen:?}");
     seen.windows(2).map(|w| w[1].0 - w[0].0).fold(0.0, f64::max)
 }
 

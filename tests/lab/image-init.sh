@@ -1,9 +1,10 @@
 #!/bin/sh
-# PID 1 of the lab's containers: counts into /var/lib/counter and ends at once on SIGPWR, which is what liblxc sends for a clean stop.
+# PID 1 of the lab's containers: counts into /var/lib/counter and ends at once on SIGPWR, which is what liblxc sends for a clean stop, or on
+# SIGRTMIN+3 (37), which it sends instead if PID 1 blocks that at that moment, as systemd does, and any process within fork(2).
 #   /etc/ignore-stop   if it exists: no clean stop works    /etc/ip      a fixed address instead of DHCP
 #   /etc/tick          interval in seconds; each tick then goes to /var/log/ticks with the machine's uptime, one clock for all nodes
 export PATH=/bin:/sbin:/usr/bin:/usr/sbin
-if [ -e /etc/ignore-stop ]; then trap '' PWR TERM INT; else trap 'echo "halt $(date +%s)" >>/var/log/init.log; exit 0' PWR TERM INT; fi
+if [ -e /etc/ignore-stop ]; then trap '' PWR TERM INT 37; else trap 'echo "halt $(date +%s)" >>/var/log/init.log; exit 0' PWR TERM INT 37; fi
 ip link set lo up 2>/dev/null
 if [ -e /etc/ip ]; then ip addr add "$(cat /etc/ip)" dev eth0 && ip link set eth0 up
 elif [ -e /sys/class/net/eth0 ]; then ip link set eth0 up; (udhcpc -i eth0 -q -n -t 5 -T 1 -s /etc/udhcpc/default.script >/var/log/udhcpc.log 2>&1 &); fi

@@ -160,8 +160,10 @@ pub async fn a_guest_whose_state_the_target_refuses_goes_on_where_it_was(test: T
     let boot = lab.wait_ticking(&vm).await;
     test.add_servers(&["i1", "i2"]).await;
     test.controller().await;
-    let spec = json!({"methods": ["Live"], "profiles": ["default", profile]});
-    test.place(&Placement::new(&vm, "i2").with(spec)).await;
+    let profiles = json!({"profiles": ["default", profile]});
+    lab.server("i1").patch(&vm, profiles).await;
+    test.place(&Placement::new(&vm, "i2").with(json!({"methods": ["Live"]})))
+        .await;
     let first = ended(&test, &vm).await;
     assert_eq!(first["status"]["outcome"], "Undone", "{first:#}");
     eprintln!("restore refused: {}", first["status"]["lastError"]);

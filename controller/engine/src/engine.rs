@@ -229,7 +229,7 @@ impl Engine {
         self.driver.forget(key);
     }
 
-    /// Forgets what is known of the records: somebody else may have acted since (before acting anew after a lease).
+    /// Forgets what is known of the records: somebody else may have acted since.
     pub fn forget_records(&self) {
         self.book.clear();
         self.driver.forget_all();
@@ -270,7 +270,6 @@ impl Engine {
         let key = Key::new(&desired.namespace, &desired.name);
         self.placement_seen(&desired);
         if self.placements.is_current(&desired) {
-            // this pass answers it
             let _ = self.placements.interrupt(&key).notified().now_or_never();
         }
         self.load_book(&desired.namespace).await?;
@@ -278,8 +277,7 @@ impl Engine {
             self.adaptations.forget(&key);
             self.book.forget_criu();
         }
-        let mut look_again: Option<Duration> = None;
-        let mut ended = false;
+        let (mut look_again, mut ended, mut asked) = (None, false, false);
         loop {
             let open = Box::pin(self.drive_open(&key, &mut desired, report)).await?;
             look_again = sooner(look_again, open.look_again);
@@ -296,11 +294,14 @@ impl Engine {
                 });
             }
             let verdict = Box::pin(self.plan_with_contents(&key, &desired)).await;
+            if !std::mem::replace(&mut asked, true) && self.learn_record(&desired, &verdict).await? {
+                continue;
+            }
             if let Decision::Move(spec) = &verdict.decision {
                 if let Some(record) = self.create(&desired, spec).await? {
                     report.happened(happenings::begun(&record));
-                    let (located, now) = (verdict.located.as_ref(), self.env.now());
-                    report.status(&status::moving(&desired, &record, located, now));
+                    let located = verdict.located.as_ref();
+                    report.status(&status::moving(&desired, &record, located, self.env.now()));
                     continue;
                 }
                 look_again = Some(Duration::from_secs(1));

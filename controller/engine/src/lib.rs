@@ -46,6 +46,7 @@ mod primaries;
 pub mod registry;
 mod relay;
 mod sizes;
+mod strangers;
 mod sweep;
 mod tasks;
 mod transfer;
