@@ -85,7 +85,8 @@ impl Recorder {
     }
 }
 
-/// Reads what there is, until the API server answers; says from where on to watch.
+/// Reads what there is, until the API server answers; says from where on to watch. Of a kind that is not defined yet there is
+/// nothing: whatever comes is seen.
 async fn list(api: &Api<DynamicObject>, kind: &str, histories: &Mutex<Histories>) -> String {
     loop {
         match api.list(&ListParams::default()).await {
@@ -93,6 +94,7 @@ async fn list(api: &Api<DynamicObject>, kind: &str, histories: &Mutex<Histories>
                 list.items.iter().for_each(|object| keep(histories, kind, object));
                 return list.metadata.resource_version.unwrap_or_default();
             }
+            Err(kube::Error::Api(status)) if status.is_not_found() => return String::new(),
             Err(_) => tokio::time::sleep(RETRY).await,
         }
     }
