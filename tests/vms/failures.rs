@@ -142,38 +142,6 @@ pub async fn a_live_move_whose_link_is_cut_ends_with_one_guest(test: Test) {
     runs_once(&test, &vm, &boot).await;
 }
 
-/// A profile of one name says something else on the target: QEMU finds a card there of which the state knows nothing.
-pub async fn a_guest_whose_state_the_target_refuses_goes_on_where_it_was(test: Test) {
-    let (lab, vm, profile) = (test.lab(), test.unique("vm"), test.unique("cards"));
-    for (server, devices) in [
-        ("i1", json!({})),
-        (
-            "i2",
-            json!({"rng": {"type": "nic", "nictype": "bridged", "parent": "lan0"}}),
-        ),
-    ] {
-        let body = json!({"name": profile, "devices": devices});
-        let made = lab.server(server).call("POST", "/1.0/profiles", body).await;
-        made.unwrap_or_else(|error| panic!("{server}: {error}"));
-    }
-    lab.create_vm(lab.server("i1"), &vm, &NewVm::default()).await;
-    let boot = lab.wait_ticking(&vm).await;
-    test.add_servers(&["i1", "i2"]).await;
-    test.controller().await;
-    let profiles = json!({"profiles": ["default", profile]});
-    lab.server("i1").patch(&vm, profiles).await;
-    test.place(&Placement::new(&vm, "i2").with(json!({"methods": ["Live"]})))
-        .await;
-    let first = ended(&test, &vm).await;
-    assert_eq!(first["status"]["outcome"], "Undone", "{first:#}");
-    eprintln!("restore refused: {}", first["status"]["lastError"]);
-    test.patch("InstancePlacement", &vm, json!({"spec": {"suspend": true}}))
-        .await;
-    runs_once(&test, &vm, &boot).await;
-    assert_eq!(lab.server("i1").status(&vm).await, "Running");
-    assert_eq!(lab.server("i2").status(&vm).await, "absent");
-}
-
 pub async fn two_guests_that_ran_for_too_long_are_told_to_a_person(test: Test) {
     let (lab, vm) = (test.lab(), test.unique("vm"));
     let source = lab.server("i1");

@@ -96,7 +96,6 @@ impl Book {
     pub fn remove(&self, key: &Key) {
         let mut inner = lock(&self.inner);
         inner.open.remove(key);
-        inner.kept.remove(key);
         inner
             .last
             .retain(|_, r| r.namespace != key.namespace || r.name != key.name);
@@ -117,6 +116,11 @@ impl Book {
             .collect();
         open.sort_by_key(|r| r.spec.attempt);
         open
+    }
+
+    /// Nothing is known of what these records kept any more.
+    pub fn forget_kept(&self, of: impl Fn(&Record) -> bool) {
+        lock(&self.inner).kept.retain(|_, record| !of(record));
     }
 
     /// The finished records of a placement whose source is kept, oldest attempt first.

@@ -223,7 +223,7 @@ impl Engine {
         }
     }
 
-    /// A record is gone.
+    /// A record is gone. What it kept is known until its placement is gone, too, or nothing is found of it.
     pub fn record_gone(&self, key: &Key) {
         self.book.remove(key);
         self.driver.forget(key);

@@ -22,9 +22,11 @@ impl Engine {
             let view = self.server(&Key::new(namespace, server));
             view.and_then(|v| v.facts).map_or("incus", |f| f.product.cli())
         };
-        let kept = self.book().kept_of(uid).into_iter();
-        kept.map(|r| happenings::outlives(&r, cli(&r.spec.from.server)))
-            .collect()
+        let kept = self.book().kept_of(uid);
+        // the records go with the placement: whichever is heard of first
+        self.book().forget_kept(|r| r.spec.placement_uid == uid);
+        let told = kept.iter().map(|r| happenings::outlives(r, cli(&r.spec.from.server)));
+        told.collect()
     }
 
     /// Takes what is kept into the status, and tells of what stays for now.
@@ -107,6 +109,7 @@ impl Engine {
                 Ok(driven.look_again.filter(|_| moves::has_kept(&driven.record)))
             }
             Err(RecordError::NotFound(_)) => {
+                self.book().forget_kept(|r| Key::new(&r.namespace, &r.name) == name);
                 self.record_gone(&name);
                 Ok(None)
             }
