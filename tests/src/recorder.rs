@@ -94,7 +94,7 @@ async fn list(api: &Api<DynamicObject>, kind: &str, histories: &Mutex<Histories>
                 list.items.iter().for_each(|object| keep(histories, kind, object));
                 return list.metadata.resource_version.unwrap_or_default();
             }
-            Err(kube::Error::Api(status)) if status.is_not_found() => return String::new(),
+            Err(kube::Error::Api(status)) if status.code == 404 => return String::new(),
             Err(_) => tokio::time::sleep(RETRY).await,
         }
     }
