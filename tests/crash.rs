@@ -73,36 +73,18 @@ fn a_move_that_forgot_the_guard_is_noticed() {
 
 #[test]
 fn a_guest_that_stops_too_late_runs_where_it_was_in_the_end_whenever_a_controller_dies() {
-    let mut table = Table::new("stubborn guests");
-    for scenario in Scenario::stubborn() {
-        let undisturbed = Case::undisturbed(&scenario).run();
-        let mut judge = |what: &str, report: &Report| {
-            let runs = report.instances.len() == 1 && report.instances[0].starts_with("a default/web-1 Running");
-            let right = report.outcome == "Undone" && runs && report.is_settled();
-            table.case(
-                &format!("{}, {what}", scenario.name),
-                report,
-                right,
-                "Undone, and it runs",
-            );
-        };
-        judge("undisturbed", &undisturbed);
-        for nth in 0..undisturbed.writes.0 {
-            for fault in [Fault::CrashBefore, Fault::CrashAfter] {
-                let case = Case::disturbed(&scenario, move |_, w| {
-                    (w.controller == "c1" && w.nth == nth).then_some(fault)
-                });
-                judge(&format!("{fault:?} {nth}"), &case.run());
-            }
-        }
-    }
-    table.finish();
+    undone_whenever_a_controller_dies("stubborn guests", Scenario::stubborn());
 }
 
 #[test]
 fn a_container_that_is_restored_with_files_of_nobody_runs_where_it_was_whenever_a_controller_dies() {
-    let mut table = Table::new("broken restores");
-    for scenario in Scenario::broken() {
+    undone_whenever_a_controller_dies("broken restores", Scenario::broken());
+}
+
+/// Such a move is undone and its instance runs where it was, whenever a controller dies.
+fn undone_whenever_a_controller_dies(name: &'static str, scenarios: Vec<Scenario>) {
+    let mut table = Table::new(name);
+    for scenario in scenarios {
         let undisturbed = Case::undisturbed(&scenario).run();
         let mut judge = |what: &str, report: &Report| {
             let runs = report.instances.len() == 1 && report.instances[0].starts_with("a default/web-1 Running");

@@ -51,6 +51,18 @@ async fn runs_once(test: &Test, vm: &str, boot: &str) {
     assert!(lab.heard(vm, since).repeated.is_empty(), "one guest runs");
 }
 
+/// However the first move ends, one guest runs, and no further attempt is made meanwhile.
+async fn ends_with_one_guest(test: &Test, vm: &str, boot: &str, what: &str) {
+    let first = ended(test, vm).await;
+    eprintln!(
+        "{what}: {} {}",
+        first["status"]["outcome"], first["status"]["lastError"]
+    );
+    test.patch("InstancePlacement", vm, json!({"spec": {"suspend": true}}))
+        .await;
+    runs_once(test, vm, boot).await;
+}
+
 pub async fn a_cancelled_live_move_leaves_the_guest_where_it_was(test: Test) {
     let (vm, boot) = begun(&test, json!({})).await;
     let name = test.moves(&vm).await[0]["metadata"]["name"]
@@ -106,14 +118,7 @@ pub async fn a_live_move_ends_well_whichever_daemon_is_killed(test: Test) {
         server.kill_daemon().await;
         lab.server("i1").throttle("off").await;
         server.start_daemon().await;
-        let first = ended(&test, &vm).await;
-        eprintln!(
-            "{victim} killed: {} {}",
-            first["status"]["outcome"], first["status"]["lastError"]
-        );
-        test.patch("InstancePlacement", &vm, json!({"spec": {"suspend": true}}))
-            .await;
-        runs_once(&test, &vm, &boot).await;
+        ends_with_one_guest(&test, &vm, &boot, &format!("{victim} killed")).await;
     }
 }
 
@@ -132,14 +137,7 @@ pub async fn a_live_move_whose_link_is_cut_ends_with_one_guest(test: Test) {
     })
     .await;
     target.plug().await;
-    let first = ended(&test, &vm).await;
-    eprintln!(
-        "link cut: {} {}",
-        first["status"]["outcome"], first["status"]["lastError"]
-    );
-    test.patch("InstancePlacement", &vm, json!({"spec": {"suspend": true}}))
-        .await;
-    runs_once(&test, &vm, &boot).await;
+    ends_with_one_guest(&test, &vm, &boot, "link cut").await;
 }
 
 pub async fn two_guests_that_ran_for_too_long_are_told_to_a_person(test: Test) {

@@ -4,6 +4,7 @@ use berth_core::marks;
 use berth_core::plan::{Desired, Verdict};
 use berth_core::records::RecordError;
 
+use crate::Key;
 use crate::engine::Engine;
 
 impl Engine {
@@ -14,7 +15,7 @@ impl Engine {
         let Some(name) = located.and_then(|l| marks::move_id(&l.instance)) else {
             return Ok(false);
         };
-        let known = self.book().open_names().iter().any(|open| open == name);
+        let known = self.book().get(&Key::new(&desired.namespace, name)).is_some();
         if known || desired.status.moves.iter().any(|m| m.name == name) {
             return Ok(false);
         }

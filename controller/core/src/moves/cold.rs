@@ -311,15 +311,28 @@ pub(super) fn transfer(p: &mut Pass<'_>, source: &Copy, definition: Definition, 
         total_bytes: total.filter(|_| !what.refresh),
         ..Default::default()
     });
+    send(p, source, &name, definition, what, false)
+}
+
+/// Asks for the transfer to the copy of that name; with `live` the running state goes along.
+pub(super) fn send(
+    p: &Pass<'_>,
+    source: &Copy,
+    name: &str,
+    definition: Definition,
+    what: Sending,
+    live: bool,
+) -> Transition {
     let instance = &source.fresh.instance;
     let to = &p.record.spec.to;
-    let at = InstanceRef::new(&to.project, &name);
+    let at = InstanceRef::new(&to.project, name);
     let request = Transfer {
         mode: wiring(&p.record),
         from: instance.at.clone(),
-        running: instance.may_run(),
+        // that the guest pauses at the end is what a live move is
+        running: !live && instance.may_run(),
         offer: OfferRequest {
-            live: false,
+            live,
             instance_only: what.instance_only,
             snapshot: what.snapshot,
             push_to: None,
@@ -329,7 +342,7 @@ pub(super) fn transfer(p: &mut Pass<'_>, source: &Copy, definition: Definition, 
             kind: instance.kind,
             definition,
             member: to.member.clone(),
-            live: false,
+            live,
             instance_only: what.instance_only,
             refresh: what.refresh,
             exclude_older: false,
@@ -345,7 +358,7 @@ pub(super) fn transfer(p: &mut Pass<'_>, source: &Copy, definition: Definition, 
 }
 
 /// Who connects to whom.
-pub(super) fn wiring(record: &Record) -> Wiring {
+fn wiring(record: &Record) -> Wiring {
     match record.spec.transfer {
         Mode::Push => Wiring::Push,
         Mode::Relay => Wiring::Relay,

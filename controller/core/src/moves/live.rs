@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use super::body::incoming_definition;
 use super::cold::{self, cancel_lost_operation};
 use super::criu;
-use super::effect::{EffectKind, End, Request, Transfer};
+use super::effect::{EffectKind, End, Request};
 use super::finish::{self, unmark};
 use super::kept;
 use super::pass::{Pass, Transition};
@@ -19,7 +19,7 @@ use super::view::{Copy, EndView};
 use crate::marks::{self, Role};
 use crate::model::{Change, InstanceRef, Power, Product, ServerFacts};
 use crate::records::Record;
-use crate::server::{AcceptRequest, FailureKind, OfferRequest, ServerError};
+use crate::server::{FailureKind, ServerError};
 
 const POLL: Duration = Duration::from_secs(1);
 /// How long an operation that nobody waits for may hold up an undo.
@@ -155,41 +155,10 @@ fn found(p: &mut Pass<'_>, source: &Copy) -> Transition {
 }
 
 fn transfer(p: &Pass<'_>, source: &Copy, facts: &ServerFacts) -> Transition {
-    let instance = &source.fresh.instance;
-    let to = &p.record.spec.to;
-    let at = InstanceRef::new(&to.project, &to.name);
-    let instance_only = p.record.spec.snapshots == berth_api::Snapshots::Exclude;
-    let mut definition = incoming_definition(&p.record.spec, &p.record.name, instance, facts);
+    let mut definition = incoming_definition(&p.record.spec, &p.record.name, &source.fresh.instance, facts);
     criu::put_back(&p.record, &mut definition.config);
-    let request = Transfer {
-        mode: cold::wiring(&p.record),
-        from: instance.at.clone(),
-        // that the guest pauses at the end is what a live move is
-        running: false,
-        offer: OfferRequest {
-            live: true,
-            instance_only,
-            snapshot: None,
-            push_to: None,
-        },
-        accept: AcceptRequest {
-            at: at.clone(),
-            kind: instance.kind,
-            definition,
-            member: to.member.clone(),
-            live: true,
-            instance_only,
-            refresh: false,
-            exclude_older: false,
-            pull_from: None,
-        },
-    };
-    p.ask(
-        EffectKind::Transfer,
-        End::Target,
-        &at,
-        Request::Transfer(Box::new(request)),
-    )
+    let what = cold::Sending::whole(&p.record.spec);
+    cold::send(p, source, &p.record.spec.to.name, definition, what, true)
 }
 
 /// The servers could not move the running state.
