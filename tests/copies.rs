@@ -383,7 +383,8 @@ async fn a_second_refresh_sends_at_most_a_tenth_of_the_first(test: Test) {
         .await;
         up_to_date(&test, &db).await;
         let first = source.sent() - start;
-        for word in ["one", "two"] {
+        // of two sizes: rsync takes files of one size and one second for the same
+        for word in ["one", "three"] {
             source.write_file(&db, NEWS, word).await;
             let start = source.sent();
             refresh(&test, &db, word).await;

@@ -344,7 +344,7 @@ impl Test {
             return Ok(());
         }
         let _ = std::fs::write(self.dir().join("versions.jsonl"), recorder.dump());
-        Err(format!("what objects said: {violations:#?}"))
+        Err(format!("what objects said: {}", violations.join("\n")))
     }
 
     /// The sentence that this test proves.
