@@ -23,7 +23,6 @@ berth_tests::suite! {
         actions_suspend_resume_cancel_and_retry,
         every_script_passes_its_tests_in_the_engine_of_argo_cd,
         every_reason_has_its_health,
-        the_time_from_a_commit_to_the_first_request_is_measured,
     ],
     alone: [],
 }
@@ -303,18 +302,4 @@ async fn every_reason_has_its_health(_test: Test) {
             assert_eq!(said[key], expected[key], "{object:#}");
         }
     }
-}
-
-async fn the_time_from_a_commit_to_the_first_request_is_measured(test: Test) {
-    let name = test.unique("web");
-    test.lab().server("i1").create(&name, &stopped()).await;
-    let _controller = test.controller().await;
-    let app = App::follow(&test, &placement(&name, "rack-a", "")).await;
-    app.wait(&app.shop.head().await, "Synced/Healthy").await;
-    let measured = app.shop.measure(&test, &name, "rack-b", || async {}).await;
-    measured.print("Argo CD that looks every 10 s");
-    app.wait(&app.shop.head().await, "Synced/Healthy").await;
-    let measured = app.shop.measure(&test, &name, "rack-a", || app.refresh("normal")).await;
-    measured.print("Argo CD that is told of the commit");
-    app.wait(&app.shop.head().await, "Synced/Healthy").await;
 }

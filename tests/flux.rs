@@ -21,7 +21,6 @@ berth_tests::suite! {
         a_request_to_reconcile_is_answered_and_flux_leaves_it_alone,
         a_commit_that_comes_while_the_instance_moves_takes_the_move_back,
         two_placements_in_one_commit_swap_two_instances,
-        the_time_from_a_commit_to_the_first_request_is_measured,
     ],
     alone: [],
 }
@@ -296,16 +295,4 @@ async fn two_placements_in_one_commit_swap_two_instances(test: Test) {
         assert_eq!(test.lab().whereabouts(name).await.len(), 1, "{name}");
         assert_eq!(test.moves(name).await.len(), 1, "one move each");
     }
-}
-
-async fn the_time_from_a_commit_to_the_first_request_is_measured(test: Test) {
-    let name = test.unique("web");
-    test.lab().server("i1").create(&name, &stopped()).await;
-    let _controller = test.controller().await;
-    let shop = flux(&test, &placement(&name, "rack-a", "")).await;
-    follow(&test, &shop, "sync.yaml", "2h", "10s").await;
-    applied(&test, &shop.head().await).await;
-    let measured = shop.measure(&test, &name, "rack-b", || async {}).await;
-    measured.print("Flux, interval 10 s");
-    applied(&test, &shop.head().await).await;
 }

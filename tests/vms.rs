@@ -33,7 +33,7 @@ berth_tests::suite! {
         live_alone_never_stops_a_guest,
         each_condition_of_a_live_move_is_named_with_a_fix_that_works,
         a_cancelled_live_move_leaves_the_guest_where_it_was,
-                two_guests_that_ran_for_too_long_are_told_to_a_person,
+        two_guests_that_ran_for_too_long_are_told_to_a_person,
     ],
     alone: [
         a_live_move_whose_link_is_cut_ends_with_one_guest,

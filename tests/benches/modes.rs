@@ -15,7 +15,7 @@ use serde_json::json;
 
 mod common;
 
-use common::Times;
+use common::{Times, numbers};
 
 /// Longer than any of these moves takes.
 const LONG: Duration = Duration::from_secs(900);
@@ -27,15 +27,9 @@ fn main() -> ExitCode {
     common::main(
         "modes",
         "every way of the data is measured beside the same way by hand",
+        common::CONTAINERS,
         measure,
     )
-}
-
-fn setting(name: &str, otherwise: &str) -> Vec<usize> {
-    let text = std::env::var(name).unwrap_or_else(|_| otherwise.to_owned());
-    text.split(',')
-        .map(|n| n.trim().parse().unwrap_or_else(|e| panic!("{name}={text}: {e}")))
-        .collect()
 }
 
 /// One row of the table.
@@ -49,8 +43,8 @@ struct Row {
 }
 
 async fn measure(test: Test) {
-    let sizes = setting("BERTH_BENCH_MIB", "200,2048");
-    let runs = setting("BERTH_BENCH_RUNS", "3").first().copied().unwrap_or(1);
+    let sizes = numbers("BERTH_BENCH_MIB", "200,2048");
+    let runs = numbers("BERTH_BENCH_RUNS", "3").first().copied().unwrap_or(1);
     test.add_servers(&["i1", "i2"]).await;
     let scratch = test.dir().join("scratch");
     let options = ControllerOptions {

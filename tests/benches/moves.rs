@@ -29,7 +29,12 @@ const EDITS: usize = 20;
 const TARGETS: [f64; 3] = [0.5, 0.25, 0.1];
 
 fn main() -> ExitCode {
-    common::main("bench", "moves by berth are measured beside moves by hand", measure)
+    common::main(
+        "bench",
+        "moves by berth are measured beside moves by hand",
+        common::CONTAINERS,
+        measure,
+    )
 }
 
 /// What was measured for one pair of servers and one pool.

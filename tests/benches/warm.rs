@@ -13,13 +13,18 @@ use serde_json::json;
 
 mod common;
 
-use common::{Times, move_by_hand, silence, ticking, ticks_of_both};
+use common::{Times, move_by_hand, numbers, silence, ticking, ticks_of_both};
 
 /// A move of the largest size by hand on the slowest pool.
 const LONG: std::time::Duration = std::time::Duration::from_secs(1800);
 
 fn main() -> ExitCode {
-    common::main("bench-warm", "warm moves are measured beside moves by hand", measure)
+    common::main(
+        "bench-warm",
+        "warm moves are measured beside moves by hand",
+        common::CONTAINERS,
+        measure,
+    )
 }
 
 /// What was measured for one pair of servers, one pool and one size.
@@ -30,11 +35,6 @@ struct Measured {
     berth: [Times; 2],
     /// What the record of the move says of the unserved time, and two parts of it: frozen, and the round after the stop.
     claimed: [Times; 3],
-}
-
-fn numbers(variable: &str, usual: &str) -> Vec<usize> {
-    let text = std::env::var(variable).unwrap_or_else(|_| usual.to_owned());
-    text.split(',').filter_map(|n| n.trim().parse().ok()).collect()
 }
 
 async fn measure(test: Test) {

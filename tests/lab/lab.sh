@@ -85,7 +85,7 @@ up() {
   if [ -n "$LAB_CLUSTER" ]; then { cluster_up $LAB_CLUSTER && log "cluster $LAB_CLUSTER is up"; } & pids="$pids $!"; fi
   if [ -n "$LAB_LXD_CLUSTER" ]; then { cluster_up $LAB_LXD_CLUSTER && log "cluster $LAB_LXD_CLUSTER is up"; } & pids="$pids $!"; fi
   for p in $pids; do wait "$p" || bad=1; done
-  [ $bad = 0 ] || die "not every server came up; see $LAB_DIR/*.out"
+  [ $bad = 0 ] || { tail -n 5 "$LAB_DIR"/*.out >&2; die "not every server came up; see $LAB_DIR/*.out"; }
   client_config; describe >"$LAB_DIR/lab.json.new" && mv "$LAB_DIR/lab.json.new" "$LAB_DIR/lab.json"
   log "all is up: $LAB_DIR/lab.json"
 }

@@ -6,7 +6,6 @@
 pub mod argo;
 pub mod flux;
 
-use std::io::Write as _;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -213,15 +212,4 @@ pub struct Measured {
     pub total: Duration,
     /// From the moment in which the API server was sent the placement: what Berth takes of it.
     pub berth: Duration,
-}
-
-impl Measured {
-    /// One line for people who run the suite.
-    pub fn print(&self, how: &str) {
-        let (total, berth) = (self.total.as_secs_f64(), self.berth.as_secs_f64());
-        let _ = writeln!(
-            std::io::stdout(),
-            "from a commit to the first request at a server, {how}: {total:.2} s, of which Berth took {berth:.3} s"
-        );
-    }
 }

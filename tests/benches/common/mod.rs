@@ -10,18 +10,20 @@ use std::time::Duration;
 use berth_tests::{Needs, Product, Server, Suite, Test, wait_for};
 
 /// Parts of docs/benchmarks.md in their order; each bench writes its own.
-const PARTS: [&str; 3] = ["moves", "ways", "warm"];
+const PARTS: [&str; 4] = ["moves", "ways", "warm", "gitops"];
+/// What a bench of containers needs.
+pub const CONTAINERS: &[Needs] = &[Needs::Kube, Needs::Lab];
 /// Long enough for a move.
 pub const SOON: Duration = Duration::from_secs(90);
 
 /// Runs one bench. `cargo bench` says `--bench`, which a runner of tests takes for "run none"; and what is measured is the
 /// release build.
-pub fn main<F>(name: &'static str, sentence: &str, measure: fn(Test) -> F) -> ExitCode
+pub fn main<F>(name: &'static str, sentence: &str, needs: &[Needs], measure: fn(Test) -> F) -> ExitCode
 where
     F: Future<Output = ()> + Send + 'static,
 {
     if std::env::var_os("BERTH_BIN").is_some() && !std::env::args().any(|arg| arg == "--bench") {
-        return Suite::new(name, &[Needs::Kube, Needs::Lab])
+        return Suite::new(name, needs)
             .timeout(Duration::from_secs(7200))
             .together(sentence, measure)
             .main();
@@ -49,6 +51,8 @@ fn again_with_release_build() -> std::io::Result<bool> {
     Ok(Command::new(&me)
         .args(args)
         .env("BERTH_BIN", release)
+        // room for what btrfs has not cleared away yet
+        .env("LAB_POOL_SIZE", "24GiB")
         .status()?
         .success())
 }
@@ -56,6 +60,13 @@ fn again_with_release_build() -> std::io::Result<bool> {
 /// The workspace.
 pub fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."))
+}
+
+/// The numbers in an environment variable, or the usual ones.
+pub fn numbers(variable: &str, usual: &str) -> Vec<usize> {
+    let text = std::env::var(variable).unwrap_or_else(|_| usual.to_owned());
+    let number = |n: &str| n.trim().parse().unwrap_or_else(|e| panic!("{variable}={text}: {e}"));
+    text.split(',').map(number).collect()
 }
 
 /// Seconds, one per run.
