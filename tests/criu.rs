@@ -10,8 +10,10 @@ use serde_json::{Value, json};
 mod failures;
 #[path = "criu/preflight.rs"]
 mod preflight;
+mod road;
 
 use failures::{
+    a_container_falls_from_live_to_warm_to_cold_in_one_placement,
     a_live_move_of_a_container_ends_well_whichever_daemon_is_killed,
     a_live_move_of_a_container_that_is_cancelled_leaves_it_as_it_was,
     files_that_belong_to_nobody_are_found_and_the_container_runs_where_it_was,
@@ -34,6 +36,7 @@ berth_tests::suite! {
         files_that_belong_to_nobody_are_found_and_the_container_runs_where_it_was,
         each_condition_of_a_live_move_of_a_container_is_named_with_a_fix_that_works,
         what_criu_cannot_move_stays_as_it_is_or_moves_by_the_next_method,
+        a_container_falls_from_live_to_warm_to_cold_in_one_placement,
         a_live_move_of_a_container_that_is_cancelled_leaves_it_as_it_was,
     ],
     alone: [

@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
-use berth_tests::{Placement, Test, wait_for};
+use berth_tests::{Fate, Placement, Test, wait_for};
 use serde_json::{Value, json};
 
+use super::road::{self, Call, Road, Watch};
 use super::{LONG, boots, ended, ended_of_unprivileged, goes_on, live, movable, ticking};
 
 /// It runs on that server, and no other has a copy of it.
@@ -67,20 +68,67 @@ pub async fn what_criu_cannot_move_stays_as_it_is_or_moves_by_the_next_method(te
         .unwrap_or_else(|error| panic!("the connection is gone: {error}"));
     test.wait_ready("InstancePlacement", &name, "False/MethodImpossible", LONG)
         .await;
-    test.patch(
-        "InstancePlacement",
-        &name,
-        json!({"spec": {"methods": ["Live", "Cold"]}}),
-    )
-    .await;
+    let next = json!({"spec": {"methods": ["Live", "Warm"]}});
+    test.patch("InstancePlacement", &name, next).await;
     let placed = test.wait_in_place(&name, "t2", LONG).await;
-    let moves = placed["status"]["moves"].as_array().cloned().unwrap_or_default();
-    let told: Vec<_> = moves
-        .iter()
-        .map(|m| (m["method"].as_str(), m["outcome"].as_str()))
-        .collect();
-    assert_eq!(told[0], (Some("Cold"), Some("Succeeded")), "{moves:#?}");
-    assert_eq!(told.last(), Some(&(Some("Live"), Some("Undone"))), "{moves:#?}");
+    let told = told(&placed);
+    assert_eq!(told[0][..2], ["Warm", "Succeeded"], "{told:?}");
+    assert_eq!(
+        told.last(),
+        Some(&["Live", "Undone", "TargetRefused"].map(str::to_owned)),
+        "{told:?}"
+    );
+}
+
+/// Method, outcome and reason of the moves that a placement remembers, newest first.
+fn told(placement: &Value) -> Vec<[String; 3]> {
+    let moves = placement["status"]["moves"].as_array().into_iter().flatten();
+    let text = |m: &Value, key: &str| m[key].as_str().unwrap_or_default().to_owned();
+    moves
+        .map(|m| ["method", "outcome", "reason"].map(|key| text(m, key)))
+        .collect()
+}
+
+pub async fn a_container_falls_from_live_to_warm_to_cold_in_one_placement(test: Test) {
+    let (source, name) = (test.lab().server("i1"), test.unique("web"));
+    let road = Road::between(&test, "i1", "i2").await;
+    ticking(source, &name, &movable(true, false)).await;
+    // CRIU saves no such device; the snapshot that a warm move begins with is refused on its way
+    let open = "setsid sh -c 'exec sleep 100000 3<>/dev/fuse' </dev/null >/dev/null 2>&1 &";
+    let opened = source.exec(&name, &["sh", "-c", open]).await;
+    assert!(opened.is_ok(), "{opened:?}");
+    for proxy in road.proxies() {
+        proxy.rule(|seen| match Call::of(seen) {
+            Some(Call::Snapshot) => Fate::Refuse,
+            _ => Fate::Pass,
+        });
+    }
+    let watch = Watch::begin(&road, &[road::known(source, &name).await]);
+    test.controller().await;
+    let spec = json!({"criu": true, "methods": ["Live", "Warm", "Cold"]});
+    test.place(&Placement::new(&name, "i2").with(spec)).await;
+    let placed = test.wait_in_place(&name, "i2", LONG).await;
+    watch.end();
+    let ladder = [
+        ["Cold", "Succeeded", ""],
+        ["Warm", "Undone", "TargetRefused"],
+        ["Live", "Undone", "TargetRefused"],
+    ];
+    assert_eq!(
+        told(&placed),
+        ladder.map(|m| m.map(str::to_owned)),
+        "{:#}",
+        placed["status"]
+    );
+    let why = |nth: usize| placed["status"]["moves"][nth]["message"].to_string();
+    assert!(why(1).contains("refused on purpose"), "{}", why(1));
+    eprintln!("live: {}", why(2));
+    is_only_on(&test, &name, "i2").await;
+    assert_eq!(
+        boots(test.lab().server("i2"), &name).await,
+        2,
+        "stopped once, by the last of them"
+    );
 }
 
 pub async fn files_that_belong_to_nobody_are_found_and_the_container_runs_where_it_was(test: Test) {

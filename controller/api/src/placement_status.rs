@@ -287,6 +287,14 @@ pub struct MoveSummary {
     /// Succeeded, Undone, Cancelled or NeedsAttention.
     #[schemars(length(max = 64))]
     pub outcome: String,
+    /// Why it did not succeed, in one word.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub reason: Option<String>,
+    /// Why, in a sentence.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 4096))]
+    pub message: Option<String>,
     /// When it ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub finished_at: Option<Time>,

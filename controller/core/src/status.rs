@@ -7,7 +7,7 @@ use berth_api::{InstancePlacementStatus, InstanceType, Location, Method, Outcome
 use jiff::{SignedDuration, Timestamp, Unit};
 
 use crate::model::InstanceKind;
-use crate::moves::is_restart;
+use crate::moves::{is_restart, trouble};
 use crate::plan::{Decision, Desired, Located, Verdict, location};
 use crate::records::Record;
 
@@ -123,6 +123,7 @@ pub fn remember(status: &mut InstancePlacementStatus, record: &Record, generatio
         .finished_at
         .as_ref()
         .map(|t| t.0.round(Unit::Second).unwrap_or(t.0));
+    let (reason, message) = trouble(&record.status).unzip();
     let summary = MoveSummary {
         name: record.name.clone(),
         method: record.spec.method,
@@ -130,6 +131,8 @@ pub fn remember(status: &mut InstancePlacementStatus, record: &Record, generatio
         from: place(&record.spec.from.location()),
         to: place(&record.spec.to.location()),
         outcome: outcome.as_str().to_owned(),
+        reason: reason.map(str::to_owned),
+        message: message.filter(|m| !m.is_empty()).map(str::to_owned),
         finished_at: at.map(Time),
         downtime: record.status.downtime,
         generation: Some(record.spec.generation.unwrap_or(generation)),

@@ -37,19 +37,26 @@ pub fn close(record: &mut Record, outcome: Outcome, now: Timestamp) {
     say(record, now);
 }
 
+/// Reason and sentence of what went wrong, as people should be told. `None`: nothing did, or it does not matter any more.
+pub fn trouble(status: &InstanceMoveStatus) -> Option<(&str, &str)> {
+    let undone = status.undo.as_ref().map(|u| (u.reason.as_str(), u.message.as_str()));
+    let failed = status.last_error.as_ref();
+    let failed = failed.map(|e| (e.reason.as_str(), e.message.as_str()));
+    match status.outcome() {
+        Some(Outcome::Succeeded) => None,
+        // what a person must see to came after the undo
+        Some(Outcome::NeedsAttention) => failed.or(undone),
+        Some(Outcome::Undone | Outcome::Cancelled) | None => undone.or(failed),
+    }
+}
+
 /// `round 2, 42 %`, what went wrong, or since when; with absolute times, so that what stays the same is not written anew.
 fn message(status: &InstanceMoveStatus) -> String {
-    let undone = status.undo.as_ref().map(|u| u.message.clone());
-    let failed = status.last_error.as_ref().map(|e| e.message.clone());
     if status.outcome() == Some(Outcome::Succeeded) {
         return "the instance is where it was to go".to_owned();
     }
-    let why = match status.outcome() {
-        Some(Outcome::NeedsAttention) => failed.or(undone),
-        _ => undone.or(failed),
-    };
-    if let Some(why) = why.filter(|why| !why.is_empty()) {
-        return why;
+    if let Some((_, why)) = trouble(status).filter(|(_, why)| !why.is_empty()) {
+        return why.to_owned();
     }
     let progress = status.progress.as_ref();
     let round = progress.and_then(|p| p.round).map(|n| format!("round {n}"));

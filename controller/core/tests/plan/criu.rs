@@ -8,6 +8,7 @@ use berth_api::{InstanceMoveStatus, Method, MicroTime, Outcome, Reason};
 use berth_core::model::{Device, Inside, Instance};
 use berth_core::plan::{Decision, Desired, Lessons, Verdict, World, plan};
 use berth_core::records::Record;
+use berth_core::status;
 
 use crate::common::{at, desired, instance, now, server, world};
 
@@ -199,4 +200,54 @@ fn a_server_without_criu_is_remembered_for_a_day_or_until_somebody_asks_or_it_is
     lessons.learn(&missing);
     lessons.forget_criu();
     assert_eq!(lessons.without_criu("fp-b"), None);
+}
+
+#[test]
+fn a_container_falls_from_live_to_warm_to_cold_and_each_failure_is_kept_with_its_reason() {
+    let mut w = two(guest());
+    for name in ["a", "b"] {
+        let facts = w.servers.get_mut(name).and_then(|v| v.facts.as_mut()).expect("facts");
+        let extensions = &mut Arc::make_mut(facts).extensions;
+        extensions.insert("container_incremental_copy".into());
+    }
+    let mut d = wanted();
+    d.spec.methods = vec![Method::Live, Method::Warm, Method::Cold];
+    let ladder = [
+        (Method::Live, Reason::TargetRefused, "CRIU cannot dump it"),
+        (Method::Warm, Reason::GuestFrozen, "it stood still"),
+    ];
+    for (method, reason, message) in ladder {
+        let Decision::Move(spec) = plan(&d, &w, now()).decision else {
+            panic!("{method:?}")
+        };
+        assert_eq!(spec.method, method);
+        let mut record = ended(Some(message), "2026-11-22T09:59:00Z");
+        record.name = format!("web-1-{}", method.as_str().to_lowercase());
+        record.spec = *spec;
+        let undo = record.status.undo.as_mut().expect("it was undone");
+        undo.reason = reason.as_str().to_owned();
+        status::remember(&mut d.status, &record, d.generation);
+    }
+    let verdict = plan(&d, &w, now());
+    let why = rejected(&verdict);
+    let Decision::Move(spec) = verdict.decision else {
+        panic!()
+    };
+    assert_eq!(spec.method, Method::Cold);
+    let kept: Vec<_> = d
+        .status
+        .moves
+        .iter()
+        .rev()
+        .map(|m| (m.method, m.reason.as_deref(), m.message.as_deref()))
+        .collect();
+    for (nth, (method, reason, message)) in ladder.into_iter().enumerate() {
+        assert_eq!(
+            (why[nth].method, why[nth].reason.as_str()),
+            (method, reason.as_str()),
+            "{why:#?}"
+        );
+        assert!(why[nth].message.contains(message), "{why:#?}");
+        assert_eq!(kept[nth], (method, Some(reason.as_str()), Some(message)));
+    }
 }
