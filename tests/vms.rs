@@ -10,6 +10,8 @@ use serde_json::{Value, json};
 mod failures;
 #[path = "vms/preflight.rs"]
 mod preflight;
+#[path = "vms/warm.rs"]
+mod warm;
 
 use failures::{
     a_cancelled_live_move_leaves_the_guest_where_it_was, a_live_move_ends_well_whichever_daemon_is_killed,
@@ -17,6 +19,7 @@ use failures::{
     two_guests_that_ran_for_too_long_are_told_to_a_person,
 };
 use preflight::{each_condition_of_a_live_move_is_named_with_a_fix_that_works, live_alone_never_stops_a_guest};
+use warm::a_running_guest_whose_state_cannot_be_saved_moves_warm_with_all_that_it_wrote;
 
 berth_tests::suite! {
     needs: [Kube, Vms],
@@ -27,6 +30,7 @@ berth_tests::suite! {
         a_running_guest_moves_cold_between_lxd_servers,
         a_guest_moves_cold_inside_a_cluster,
         a_saved_state_is_not_left_behind,
+        a_running_guest_whose_state_cannot_be_saved_moves_warm_with_all_that_it_wrote,
         a_guest_moves_live_four_times_inside_a_cluster,
         a_guest_moves_live_four_times_between_independent_servers,
         the_running_state_of_an_lxd_guest_moves_by_way_of_the_disk,
@@ -75,8 +79,21 @@ async fn moves_cold(test: &Test, from: &str, to: &str) {
     let (before, boot) = (identity(source, &vm).await, lab.wait_ticking(&vm).await);
     test.add_servers(&[from, to]).await;
     test.controller().await;
-    let cold = json!({"methods": ["Cold"], "stop": {"timeout": "120s"}});
-    test.place(&Placement::new(&vm, to).with(cold)).await;
+    // from a `dir` pool a guest would stand still for the whole of a copy: the plan chooses Cold, and says why
+    let spec = json!({"methods": ["Warm", "Cold"], "stop": {"timeout": "120s"}, "mode": "Observe"});
+    test.place(&Placement::new(&vm, to).with(spec)).await;
+    let planned = test
+        .wait_ready("InstancePlacement", &vm, "False/DriftObserved", LONG)
+        .await;
+    let plan = &planned["status"]["plan"];
+    assert_eq!(plan["method"], "Cold", "{plan:#}");
+    assert_eq!(plan["rejected"][0]["reason"], "GuestFrozen", "{plan:#}");
+    assert!(
+        plan["rejected"][0]["message"].to_string().contains("stands still"),
+        "{plan:#}"
+    );
+    test.patch("InstancePlacement", &vm, json!({"spec": {"mode": "Enforce"}}))
+        .await;
     test.wait_in_place(&vm, to, LONG).await;
     assert_ne!(lab.wait_ticking(&vm).await, boot, "it was stopped");
     assert_eq!(identity(target, &vm).await, before);

@@ -4,7 +4,7 @@
 VMS=${BERTH_VMS_DIR:-/var/cache/berth-lab-vms} # made by `lab.sh deps-vms`; shared by all labs of the machine
 VM_PACKAGES="ovmf cpio gcc libc6-dev binutils jq xz-utils"
 QEMU_PACKAGES="qemu-system-x86 qemu-system-modules-spice qemu-utils" # from where incus comes from
-GUEST_MODULES="virtio virtio_ring virtio_pci_modern_dev virtio_pci_legacy_dev virtio_pci failover net_failover virtio_net virtio_balloon evdev button"
+GUEST_MODULES="virtio virtio_ring virtio_pci_modern_dev virtio_pci_legacy_dev virtio_pci failover net_failover virtio_net virtio_blk virtio_balloon evdev button"
 
 vms_missing() { # one sentence, or nothing
   local f
@@ -13,6 +13,7 @@ vms_missing() { # one sentence, or nothing
   for f in vsock-shim kernel initrd bin/modprobe ${LAB_LXD:+lxd-bin/qemu-system-x86_64}; do
     [ -e "$VMS/$f" ] || { echo "$VMS/$f does not exist (tests/lab/lab.sh deps-vms makes it)"; return; }
   done
+  [ "$(cat "$VMS/modules/list" 2>/dev/null)" = "$GUEST_MODULES" ] || { echo "the guest in $VMS is an older one (tests/lab/lab.sh deps-vms makes it anew)"; return; }
   [ -e /dev/net/tun ] || { echo "this machine has no /dev/net/tun"; return; }
   [ -e /dev/vhost-vsock ] || mknod -m 600 /dev/vhost-vsock c 1 3 2>/dev/null || echo "/dev/vhost-vsock cannot be made"
 }

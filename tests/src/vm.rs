@@ -157,6 +157,13 @@ impl Lab {
         heard
     }
 
+    /// The numbers that were heard of one boot of the guest.
+    pub fn numbers(&self, name: &str, boot: &str) -> BTreeSet<u64> {
+        let all = self.ticks().0.lock().unwrap_or_else(PoisonError::into_inner);
+        let ticks = all.get(name).into_iter().flatten();
+        ticks.filter(|t| t.boot == boot).map(|t| t.number).collect()
+    }
+
     /// Waits until the guest is heard after now; its boot id.
     pub async fn wait_ticking(&self, name: &str) -> String {
         let since = Instant::now();
@@ -240,6 +247,15 @@ impl Server {
             Product::Lxd => "lxd",
         };
         format!("/var/lib/{product}/storage-pools/{pool}/virtual-machines/{name}/root.img")
+    }
+
+    /// The numbers that one boot of a guest wrote to its disk, which is `/dev/vda` if its root has `io.bus: virtio-blk`.
+    pub async fn numbers_on_disk(&self, name: &str, pool: &str, boot: &str) -> BTreeSet<u64> {
+        let image = self.root_image(name, pool);
+        let find = format!("LC_ALL=C grep -a -o 'TICK {name} [0-9]* {boot}' {image}");
+        let found = self.control(&["exec", &self.name, "sh", "-c", &find]).await;
+        let number = |line: &str| line.split(' ').nth(2)?.parse().ok();
+        found.lines().filter_map(number).collect()
     }
 
     /// SHA-256 of the root disk of a virtual machine that does not run.

@@ -104,6 +104,44 @@ fn what_keeps_a_move_from_being_warm_is_said_with_its_cure() {
 }
 
 #[test]
+fn a_virtual_machine_moves_warm_between_copy_on_write_pools_without_being_stateful_and_elsewhere_the_plan_says_why_not()
+{
+    let moved = |from: &str, to: &str| {
+        let (mut d, mut w) = ready(from);
+        for (name, driver) in [("rack-a", from), ("rack-b", to)] {
+            facts(&mut w, name, |f| {
+                f.virtual_machines = true;
+                f.pools[0].driver = driver.to_owned();
+            });
+        }
+        let mut vm = instance("web");
+        vm.kind = InstanceKind::VirtualMachine;
+        w.servers.get_mut("rack-a").unwrap_or_else(|| panic!()).instances = Some([vm].into_iter().collect());
+        d.spec.methods = vec![Method::Live, Method::Warm, Method::Cold];
+        plan(&d, &w, now())
+    };
+    let verdict = moved("btrfs", "btrfs");
+    assert_eq!(method(&verdict), Some(PlanMethod::Warm), "{verdict:?}");
+    let live = rejected(&verdict);
+    assert_eq!(live[0].reason, Reason::MigrationStatefulOff.as_str(), "{live:?}");
+    for (from, to, cure) in [
+        ("dir", "dir", "from a copy-on-write pool"),
+        ("btrfs", "dir", "set spec.target.pool"),
+    ] {
+        let verdict = moved(from, to);
+        assert_eq!(method(&verdict), Some(PlanMethod::Cold), "{verdict:?}");
+        let why = rejected(&verdict);
+        let warm = why
+            .iter()
+            .find(|r| r.method == Method::Warm)
+            .unwrap_or_else(|| panic!("{why:?}"));
+        assert_eq!(warm.reason, Reason::GuestFrozen.as_str());
+        assert!(warm.message.contains("stands still"), "{warm:?}");
+        assert!(warm.fix.as_ref().is_some_and(|f| f.contains(cure)), "{warm:?}");
+    }
+}
+
+#[test]
 fn a_move_inside_a_server_is_never_warm() {
     let (mut d, w) = ready("btrfs");
     d.spec.target.server = "rack-a".to_owned();

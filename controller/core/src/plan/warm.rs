@@ -5,7 +5,7 @@ use berth_api::{Method, Reason, Snapshots, Transfer};
 
 use super::lessons::REMEMBERED;
 use super::methods::{Case, rejection};
-use crate::model::{Capability, InstanceKind, Product};
+use crate::model::{Capability, InstanceKind, Pool, Product};
 use crate::moves::rounds::Way;
 
 const COLD: &str = "add Cold to spec.methods to allow a longer stop";
@@ -49,9 +49,13 @@ pub(super) fn unmet(case: &Case<'_>) -> Vec<Rejected> {
             "between pool {from} of {} and pool {to} of {} the guest of a virtual machine stands still while it is copied, and every round sends the whole disk",
             case.located.server, case.to.server
         );
-        let fix = format!(
-            "set spec.target.pool to one with the driver of {from}, copy-on-write on both sides (btrfs, zfs), or {COLD}"
-        );
+        let cow = source.pool(from).is_some_and(Pool::copy_on_write);
+        let fix = match cow {
+            true => format!("set spec.target.pool to one with the driver of {from}, or {COLD}"),
+            false => format!(
+                "{COLD}; from a copy-on-write pool (btrfs, zfs) to one of the same driver it could be moved warm"
+            ),
+        };
         add(Reason::GuestFrozen, message, fix);
         return unmet;
     }
