@@ -1,5 +1,5 @@
-//! Warm moves of real containers under a write load: copied while they run, stopped for the last difference only. What
-//! the guest had acknowledged before its stop is there afterwards, the user's snapshots stay, those of the move go.
+//! Warm moves of real containers under write loads of 5 to 100 MiB/s: copied while they run, stopped for the last difference
+//! only. What the guest had acknowledged before its stop is there afterwards, the user's snapshots stay, those of the move go.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,13 +14,14 @@ mod road;
 berth_tests::suite! {
     needs: [Kube, Lab],
     together: [
-        every_acknowledged_write_arrives_between_btrfs_pools_of_incus,
+        // takes longest
+        a_controller_that_is_killed_in_the_middle_of_a_warm_move_is_followed_by_one_that_ends_it,
+        every_acknowledged_write_arrives_between_btrfs_pools_of_incus_under_every_load,
         every_acknowledged_write_arrives_between_btrfs_pools_of_lxd,
         every_acknowledged_write_arrives_between_dir_pools_of_incus,
         every_acknowledged_write_arrives_between_dir_pools_of_lxd,
         every_acknowledged_write_arrives_from_btrfs_to_dir,
         every_acknowledged_write_arrives_from_dir_to_btrfs,
-        a_controller_that_is_killed_in_the_middle_of_a_warm_move_is_followed_by_one_that_ends_it,
         a_warm_move_that_fails_is_followed_by_a_cold_one_and_not_tried_again,
         an_instance_that_may_not_stand_still_for_so_long_waits_and_says_so,
         a_warm_move_says_how_far_it_is,
@@ -30,6 +31,19 @@ berth_tests::suite! {
 
 const SOON: Duration = Duration::from_secs(120);
 
+/// Ten times a second: some blocks of a file are written over with others than before, as far as the machine can, and what
+/// was written so far goes to a log with the machine's uptime in hundredths of seconds.
+const LOAD: &str = r#"blocks=$1 parts=$2 n=0
+now() { read -r t _ </proc/uptime; t=${t%.*}${t#*.}; }
+now; due=$t; echo "$t 0" >/root/load
+while :; do
+  dd if=/root/data of=/root/dirt bs=65536 count=$blocks skip=$((n % 16)) seek=$((n % parts * blocks)) conv=notrunc
+  n=$((n + 1)); now; echo "$t $((n * blocks))" >>/root/load
+  due=$((due + 10)); left=$((due - t))
+  if [ $left -gt 0 ]; then sleep 0.$(printf %02d $left); elif [ $left -lt -100 ]; then due=$t; fi
+done
+"#;
+
 /// A guest that writes all the time, and what it acknowledged.
 struct Writer {
     stop: Arc<AtomicBool>,
@@ -37,10 +51,12 @@ struct Writer {
 }
 
 impl Writer {
-    /// Writes a number and has it acknowledged, again and again; beside that a file is written over all the time.
-    async fn begin(server: &'static Server, name: &str) -> Writer {
-        let load = "while [ -e /root/load ]; do head -c 2097152 /dev/urandom >/root/dirt; sleep 0.2; done";
-        let begin = format!("touch /root/load; ({load}) >/dev/null 2>&1 </dev/null &");
+    /// Writes a number and has it acknowledged, again and again; beside that a file of a few MiB is written over all the
+    /// time, so many MiB in a second.
+    async fn begin(server: &'static Server, name: &str, rate: usize) -> Writer {
+        server.write_file(name, "/root/load.sh", LOAD).await;
+        let (blocks, parts) = (rate * 16 / 10, (40 / rate).max(1));
+        let begin = format!("setsid sh /root/load.sh {blocks} {parts} >/dev/null 2>&1 </dev/null &");
         let begun = server.exec(name, &["sh", "-c", &begin]).await;
         begun.unwrap_or_else(|error| panic!("{name}: {error}"));
         let stop = Arc::new(AtomicBool::new(false));
@@ -97,6 +113,20 @@ async fn longest_silence(server: &Server, name: &str) -> f64 {
     times.windows(2).map(|w| w[1] - w[0]).fold(0.0, f64::max)
 }
 
+/// MiB per second that the load wrote until the guest was stopped.
+async fn measured_load(server: &Server, name: &str) -> f64 {
+    let log = server.read_file(name, "/root/load").await.unwrap_or_default();
+    let log: Vec<(f64, f64)> = String::from_utf8_lossy(&log)
+        .lines()
+        .filter_map(|line| line.split_once(' '))
+        .filter_map(|(at, blocks)| Some((at.parse().ok()?, blocks.parse().ok()?)))
+        .collect();
+    let [first, .., last] = log.as_slice() else {
+        panic!("{name}: the load did not begin")
+    };
+    (last.1 - first.1) / 16.0 / ((last.0 - first.0) / 100.0)
+}
+
 fn seconds(text: &Value) -> f64 {
     let text = text.as_str().unwrap_or_default();
     let parse = |t: &str| t.parse::<f64>().unwrap_or_default();
@@ -107,12 +137,28 @@ fn seconds(text: &Value) -> f64 {
     }
 }
 
+/// A server and one of its pools.
+type Place = (&'static str, &'static str);
+
+/// Moves a container for each load, side by side, with so many snapshots of the user's own.
+async fn moves(test: &Test, from: Place, to: Place, own: usize, loads: &[usize]) {
+    test.add_client_secret("berth-client").await;
+    for name in [from.0, to.0] {
+        let limits = json!({"limits": {"incoming": loads.len(), "outgoing": loads.len()}});
+        test.add_server(name, test.lab().server(name), limits).await;
+    }
+    let controller = test.controller().await;
+    let each = loads.iter().map(|load| moves_under(test, from, to, own, *load));
+    futures::future::join_all(each).await;
+    drop(controller);
+}
+
 /// Moves a busy container, and looks at everything that a user would look at.
-async fn moves(test: &Test, (from, from_pool): (&str, &str), (to, to_pool): (&str, &str), own: usize) {
+async fn moves_under(test: &Test, (from, from_pool): Place, (to, to_pool): Place, own: usize, load: usize) {
     let (source, target) = (test.lab().server(from), test.lab().server(to));
-    let name = test.unique("web");
+    let name = test.unique(&format!("web{load}"));
     let new = NewInstance {
-        megabytes: 8,
+        megabytes: 12,
         snapshots: own,
         ..NewInstance::on_pool(from_pool)
     };
@@ -120,12 +166,12 @@ async fn moves(test: &Test, (from, from_pool): (&str, &str), (to, to_pool): (&st
     source.write_file(&name, "/etc/tick", "0.05").await;
     let data = source.checksum(&name, "/root/data").await;
     let user = snapshots(source, &name).await;
-    test.add_servers(&[from, to]).await;
-    let controller = test.controller().await;
-    let spec = json!({"methods": ["Warm"], "target": {"pool": from_pool}});
+    // so that rounds go on where they can
+    let warm = json!({"maxRounds": 3, "downtimeGoal": "100ms"});
+    let spec = json!({"methods": ["Warm"], "target": {"pool": from_pool}, "warm": warm});
     test.place(&Placement::new(&name, from).with(spec)).await;
     test.wait_in_place(&name, from, SOON).await;
-    let writer = Writer::begin(source, &name).await;
+    let writer = Writer::begin(source, &name, load).await;
     test.retarget(&name, json!({"server": to, "pool": to_pool})).await;
     test.wait_in_place(&name, to, SOON).await;
     let acknowledged = writer.end().await;
@@ -165,34 +211,34 @@ async fn moves(test: &Test, (from, from_pool): (&str, &str), (to, to_pool): (&st
     let (silent, measured) = (longest_silence(target, &name).await, seconds(&status["downtime"]));
     assert!(silent < measured + 3.0, "silent for {silent} s, measured {measured} s");
     eprintln!(
-        "{from}/{from_pool} to {to}/{to_pool}: silent {silent:.2} s, measured {measured:.2} s, {} writes",
+        "{from}/{from_pool} to {to}/{to_pool}: wrote {:.1} of {load} MiB/s, {rounds} rounds, silent {silent:.2} s, measured {measured:.2} s, {} writes",
+        measured_load(target, &name).await,
         acknowledged.len()
     );
-    drop(controller);
 }
 
-async fn every_acknowledged_write_arrives_between_btrfs_pools_of_incus(test: Test) {
-    moves(&test, ("i1", "btr"), ("i2", "btr"), 2).await;
+async fn every_acknowledged_write_arrives_between_btrfs_pools_of_incus_under_every_load(test: Test) {
+    moves(&test, ("i1", "btr"), ("i2", "btr"), 2, &[5, 20, 100]).await;
 }
 
 async fn every_acknowledged_write_arrives_between_btrfs_pools_of_lxd(test: Test) {
-    moves(&test, ("l1", "btr"), ("l2", "btr"), 2).await;
+    moves(&test, ("l1", "btr"), ("l2", "btr"), 2, &[20]).await;
 }
 
 async fn every_acknowledged_write_arrives_between_dir_pools_of_incus(test: Test) {
-    moves(&test, ("i1", "default"), ("i2", "default"), 0).await;
+    moves(&test, ("i1", "default"), ("i2", "default"), 0, &[5]).await;
 }
 
 async fn every_acknowledged_write_arrives_between_dir_pools_of_lxd(test: Test) {
-    moves(&test, ("l2", "default"), ("l1", "default"), 2).await;
+    moves(&test, ("l2", "default"), ("l1", "default"), 2, &[5]).await;
 }
 
 async fn every_acknowledged_write_arrives_from_btrfs_to_dir(test: Test) {
-    moves(&test, ("i2", "btr"), ("i1", "default"), 1).await;
+    moves(&test, ("i2", "btr"), ("i1", "default"), 1, &[20]).await;
 }
 
 async fn every_acknowledged_write_arrives_from_dir_to_btrfs(test: Test) {
-    moves(&test, ("i2", "default"), ("i1", "btr"), 1).await;
+    moves(&test, ("i2", "default"), ("i1", "btr"), 1, &[5]).await;
 }
 
 /// One instance for each request that only a warm move makes, all held at once.
