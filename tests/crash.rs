@@ -182,6 +182,29 @@ fn a_daemon_that_dies_at_any_moment_of_a_move_inside_it_leaves_one_instance_or_b
     table.finish();
 }
 
+#[test]
+fn a_guest_that_its_daemon_had_frozen_when_it_died_runs_in_the_end() {
+    let mut table = Table::new("frozen guests");
+    let frozen = ["Incus criu pull", "LXD warm, from a snapshot of ours"];
+    for scenario in Scenario::all().iter().filter(|s| frozen.contains(&s.name.as_str())) {
+        let writes = Case::undisturbed(scenario).run().writes.0;
+        for nth in 0..writes {
+            for pause in [10, 60, 200, 600] {
+                let case = Case::disturbed(scenario, move |world, w| {
+                    if w.controller == "c1" && w.nth == nth {
+                        world.after(Duration::from_millis(pause), |w| w.daemon_restart("a"));
+                    }
+                    None
+                });
+                let report = case.run();
+                let what = format!("{}, restart {pause} ms after write {nth}", scenario.name);
+                table.case(&what, &report, report.is_settled(), "settled, and not frozen");
+            }
+        }
+    }
+    table.finish();
+}
+
 /// A scenario cancelled before every write that the undisturbed move makes.
 fn cancellations(scenario: &Scenario) -> Vec<Scenario> {
     let writes = Case::undisturbed(scenario).run().writes.0;

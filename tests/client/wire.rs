@@ -411,6 +411,10 @@ async fn a_power_state_never_leaves_the_time_to_the_server() {
     );
     assert_eq!(body(PowerAction::ForceStop).await, expected("stop", -1, true, false));
     assert_eq!(
+        body(PowerAction::Unfreeze).await,
+        expected("unfreeze", -1, false, false)
+    );
+    assert_eq!(
         body(PowerAction::Start { stateful: true }).await,
         expected("start", -1, false, true)
     );

@@ -40,7 +40,8 @@ impl Report {
             .instances
             .iter()
             .any(|i| (i.contains("/web-1 ") || i.contains("/shop-1 ")) && i.contains("newest data"));
-        self.has_ended() && found && self.breach.is_none()
+        let frozen = self.instances.iter().any(|i| i.contains(" Frozen "));
+        self.has_ended() && found && !frozen && self.breach.is_none()
     }
 
     /// No temporary snapshot is left.

@@ -286,6 +286,9 @@ pub struct InstanceMoveStatus {
     /// Whether the instance ran when the move began.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ran_before: Option<bool>,
+    /// True if it was frozen when the move began, so that it stays so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub frozen_before: Option<bool>,
     /// The source's `last_used_at` after the stop, exactly as the server wrote it. Another value later: somebody started it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64))]

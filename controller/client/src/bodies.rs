@@ -43,6 +43,7 @@ pub(crate) fn power(action: PowerAction) -> Value {
         PowerAction::Start { stateful } => ("start", -1, false, stateful),
         PowerAction::Stop { timeout } => ("stop", seconds(timeout).max(1), false, false),
         PowerAction::ForceStop => ("stop", -1, true, false),
+        PowerAction::Unfreeze => ("unfreeze", -1, false, false),
     };
     json!({ "action": action, "timeout": timeout, "force": force, "stateful": stateful })
 }

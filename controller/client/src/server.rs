@@ -137,6 +137,7 @@ impl Server for HttpServer {
             PowerAction::Start { .. } => "start",
             PowerAction::Stop { .. } => "stop",
             PowerAction::ForceStop => "force the stop of",
+            PowerAction::Unfreeze => "unfreeze",
         };
         let call = Call::new(
             Method::PUT,

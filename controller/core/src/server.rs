@@ -255,6 +255,8 @@ pub enum PowerAction {
     },
     /// Stop without asking the guest.
     ForceStop,
+    /// Let a frozen guest go on.
+    Unfreeze,
 }
 
 /// A hint from a server's event stream: something changed, look again. Never a fact.

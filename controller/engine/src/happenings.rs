@@ -133,6 +133,7 @@ pub(crate) fn powered(located: &Located, action: PowerAction) -> Happening {
     let done = match action {
         PowerAction::Start { .. } => "started",
         PowerAction::Stop { .. } | PowerAction::ForceStop => "stopped",
+        PowerAction::Unfreeze => "unfrozen",
     };
     updated(format!("{} on {} was {done}", located.at(), located.server))
 }

@@ -140,6 +140,7 @@ impl PowerChanges {
             PowerAction::Stop { .. } if by_force => (EffectKind::Stop, Request::ForceStop),
             PowerAction::Stop { timeout } => (EffectKind::Stop, Request::Stop { timeout }),
             PowerAction::ForceStop => (EffectKind::Stop, Request::ForceStop),
+            PowerAction::Unfreeze => (EffectKind::Unfreeze, Request::Unfreeze),
         };
         let effect = Effect {
             kind,

@@ -279,6 +279,7 @@ async fn perform(effect: Effect, server: &dyn Server, (pair, scratch): Means, sh
             };
         }
         Request::ForceStop => server.set_power(at, PowerAction::ForceStop).await?,
+        Request::Unfreeze => server.set_power(at, PowerAction::Unfreeze).await?,
         Request::Start { stateful } => server.set_power(at, PowerAction::Start { stateful }).await?,
         Request::Snapshot { name, expires_at } => server.snapshot(at, &name, expires_at).await?,
         Request::RemoveSnapshot { name } => server.remove_snapshot(at, &name).await?,

@@ -80,6 +80,13 @@ pub(crate) struct Transfer {
     pull: bool,
 }
 
+impl Transfer {
+    /// Whether a container stands still while it is read like that.
+    pub fn freezes(&self, driver: &str) -> bool {
+        self.live || (driver == "dir" && self.snapshot.is_none())
+    }
+}
+
 impl State {
     pub fn offer(&mut self, server: &str, at: &InstanceRef, request: &OfferRequest, what: &str) -> Answered<Channel> {
         let i = self.inst(server, at, what)?.clone();

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use berth_core::marks;
 use berth_core::model::{InstanceKind, InstanceRef, Power, Product};
-use berth_core::server::{OperationId, PowerAction};
+use berth_core::server::{OperationId, OperationState, PowerAction};
 
 use crate::config;
 use crate::migrate::Transfer;
@@ -35,6 +35,7 @@ impl State {
             PowerAction::Stop { timeout } if timeout.is_zero() => self.force_stop(server, at, by, what)?,
             PowerAction::Stop { timeout } => self.stop(server, at, timeout, by, what)?,
             PowerAction::ForceStop => self.force_stop(server, at, by, what)?,
+            PowerAction::Unfreeze => self.unfreeze(server, at, by, what)?,
         })
     }
 
@@ -187,6 +188,17 @@ impl State {
         ))
     }
 
+    fn unfreeze(&mut self, server: &str, at: &InstanceRef, by: Option<&str>, what: &str) -> Answered<OperationId> {
+        let i = self.inst(server, at, what)?;
+        let done = if i.power == Power::Frozen {
+            i.power = Power::Running;
+            Ok(())
+        } else {
+            Err("The container is already running".to_owned())
+        };
+        Ok(self.begin_ended(server, "Unfreezing instance", at, done, by))
+    }
+
     pub fn stopped(&mut self, server: &str, id: &OperationId, born: u64, by: Option<&str>) {
         self.go_down(server, born, by);
         self.end(server, id, Ok(()));
@@ -250,6 +262,29 @@ impl State {
             return;
         };
         host.up = false;
+        let mut frozen = Vec::new();
+        // a container that stands still while it is read goes on only when the daemon says so
+        for op in host
+            .operations
+            .values()
+            .filter(|op| op.state == OperationState::Running)
+        {
+            let Some((at, i)) = op.instances.first().and_then(|at| Some((at, host.instances.get(at)?))) else {
+                continue;
+            };
+            let freezes = match op.work {
+                Work::Transfer(id) => self.transfers.get(&id).is_some_and(|t| t.freezes(host.driver(&i.pool))),
+                _ => op.description == "Snapshotting instance" && host.driver(&i.pool) == "dir",
+            };
+            if freezes && i.power == Power::Running && i.kind == InstanceKind::Container {
+                frozen.push(at.clone());
+            }
+        }
+        for at in frozen {
+            if let Some(i) = host.instances.get_mut(&at) {
+                i.power = Power::Frozen;
+            }
+        }
         host.operations.clear();
         host.listeners.clear();
         for i in host.instances.values_mut() {

@@ -71,6 +71,7 @@ impl Write {
             Write::Power(_, PowerAction::Start { .. }) => "start",
             Write::Power(_, PowerAction::Stop { .. }) => "stop",
             Write::Power(_, PowerAction::ForceStop) => "force-stop",
+            Write::Power(_, PowerAction::Unfreeze) => "unfreeze",
             Write::Snapshot(..) => "snapshot",
             Write::RemoveSnapshot(..) => "remove-snapshot",
             Write::Offer(..) => "offer",

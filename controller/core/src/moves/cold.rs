@@ -56,6 +56,7 @@ pub(super) fn accepted(p: &mut Pass<'_>) -> Transition {
     }
     if p.record.status.ran_before.is_none() {
         p.record.status.ran_before = Some(instance.may_run());
+        p.record.status.frozen_before = (instance.power == Power::Frozen).then_some(true);
         p.record.status.started_at.get_or_insert(MicroTime(p.now));
         p.keep(marks::EPHEMERAL, Some(&instance.ephemeral.to_string()));
         for key in [

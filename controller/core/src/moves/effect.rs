@@ -50,6 +50,8 @@ pub enum EffectKind {
     CloudInit,
     /// The instance is started.
     Start,
+    /// A guest that its daemon left frozen goes on.
+    Unfreeze,
     /// The source is marked as retired.
     Retire,
     /// A copy on its way out takes a unique name.
@@ -87,6 +89,7 @@ impl EffectKind {
             EffectKind::Own => "lift the guard of the target",
             EffectKind::CloudInit => "write the cloud-init id back",
             EffectKind::Start => "start the instance",
+            EffectKind::Unfreeze => "unfreeze the source",
             EffectKind::Retire => "retire the source",
             EffectKind::Rename => "rename the copy that goes",
             EffectKind::Remove => "delete the copy that goes",
@@ -136,6 +139,8 @@ pub enum Request {
     },
     /// Forced stop; likewise.
     ForceStop,
+    /// Let a frozen guest go on.
+    Unfreeze,
     /// Start.
     Start {
         /// Resume the saved running state.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use berth_api::{MicroTime, Outcome as MoveOutcome, Reason};
+use berth_api::{Method, MicroTime, Outcome as MoveOutcome, Reason};
 
 use super::backup;
 use super::cold::{cancel_lost_operation, leftover_fix};
@@ -15,7 +15,7 @@ use super::pass::{Pass, Transition};
 use super::view::{Copy, EndView, target_places};
 use super::warm::remove_temporary;
 use crate::marks;
-use crate::model::{Definition, InstanceRef, Power, Product};
+use crate::model::{Definition, InstanceKind, InstanceRef, Power, Product};
 
 const POLL: Duration = Duration::from_secs(1);
 /// LXD lets go of an instance at once after a stop that timed out; for so long its guest may still go down.
@@ -83,6 +83,9 @@ fn restore_source(p: &mut Pass<'_>, source: &Copy) -> Option<Transition> {
     if p.carries_mark(i) && i.power == Power::Stopped {
         return restore_stopped(p, source);
     }
+    if let Some(t) = unfreeze(p, source) {
+        return Some(t);
+    }
     if p.carries_mark(i) {
         // it runs: the marks come off; a stop that timed out may still happen, so it is watched until the server lets go
         if p.failed(EffectKind::Unmark)
@@ -144,6 +147,24 @@ fn restore_stopped(p: &mut Pass<'_>, source: &Copy) -> Option<Transition> {
         &i.at,
         Request::Put { definition, etag },
     ))
+}
+
+/// A daemon that dies while it has frozen a container, to read its files or its memory, leaves it so (*seen* on Incus 6.0.4
+/// and LXD 5.0.2). A virtual machine that stands still may have gone on elsewhere.
+pub(super) fn unfreeze(p: &mut Pass<'_>, source: &Copy) -> Option<Transition> {
+    let i = &source.fresh.instance;
+    let moved_running = matches!(p.record.spec.method, Method::Live | Method::Warm);
+    let was_frozen = p.record.status.frozen_before == Some(true) || p.record.status.ran_before != Some(true);
+    if i.power != Power::Frozen || i.kind != InstanceKind::Container || !moved_running || was_frozen {
+        return None;
+    }
+    if p.view.source.operation_on(&i.at).is_some() {
+        return None;
+    }
+    if let Some(t) = p.retry_after_failure(EffectKind::Unfreeze) {
+        return Some(t);
+    }
+    Some(p.ask(EffectKind::Unfreeze, End::Source, &i.at, Request::Unfreeze))
 }
 
 /// The instance runs: what was changed before the stop goes back by a merge, which a running instance accepts.

@@ -17,6 +17,7 @@ use super::effect::{EffectKind, End, Request};
 use super::kept;
 use super::pass::{Pass, Transition};
 use super::rounds::{self, Next, Way};
+use super::undo::unfreeze;
 use super::verify;
 use super::view::{Copy, EndView, Wish};
 use crate::marks;
@@ -58,6 +59,9 @@ pub(super) fn running(p: &mut Pass<'_>) -> Transition {
         Power::Stopped => return guard_source(p, source),
         Power::Error => return p.wait(POLL),
         Power::Running | Power::Frozen | Power::Starting | Power::Stopping => {}
+    }
+    if let Some(t) = unfreeze(p, source) {
+        return t;
     }
     if p.record.status.stop_requested_at.is_some() {
         return stop_source(p, source);
