@@ -68,7 +68,7 @@ pub(crate) struct Transfer {
     refresh: bool,
     exclude_older: bool,
     instance_only: bool,
-    snapshot: Option<String>,
+    pub snapshot: Option<String>,
     /// What the source was when the transfer began.
     data: u64,
     used: Timestamp,
@@ -78,13 +78,6 @@ pub(crate) struct Transfer {
     arrived: Option<Content>,
     /// Whether the source waited for the target (then its operation can be cancelled).
     pull: bool,
-}
-
-impl Transfer {
-    /// Whether a container stands still while it is read like that.
-    pub fn freezes(&self, driver: &str) -> bool {
-        self.live || (driver == "dir" && self.snapshot.is_none())
-    }
 }
 
 impl State {

@@ -272,9 +272,13 @@ impl State {
             let Some((at, i)) = op.instances.first().and_then(|at| Some((at, host.instances.get(at)?))) else {
                 continue;
             };
+            let dir = host.driver(&i.pool) == "dir";
             let freezes = match op.work {
-                Work::Transfer(id) => self.transfers.get(&id).is_some_and(|t| t.freezes(host.driver(&i.pool))),
-                _ => op.description == "Snapshotting instance" && host.driver(&i.pool) == "dir",
+                Work::Transfer(id) => self
+                    .transfers
+                    .get(&id)
+                    .is_some_and(|t| t.live || (dir && t.snapshot.is_none())),
+                _ => dir && op.description == "Snapshotting instance",
             };
             if freezes && i.power == Power::Running && i.kind == InstanceKind::Container {
                 frozen.push(at.clone());
