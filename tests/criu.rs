@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use berth_tests::{NewInstance, Placement, Server, Test, wait_for};
+use berth_tests::{NewInstance, Placement, Server, Test, seconds, wait_for};
 use serde_json::{Value, json};
 
 #[path = "criu/failures.rs"]
@@ -48,28 +48,6 @@ berth_tests::suite! {
 /// CRIU on a busy machine is slow.
 const LONG: Duration = Duration::from_secs(150);
 const CONSOLE: &str = "lxc.console.path = none";
-/// The second line is for kernels without AppArmor.
-const RAW: &str = "lxc.console.path = none\nlxc.apparmor.profile =";
-
-/// A container that CRIU can move.
-fn movable(privileged: bool, card: bool) -> NewInstance {
-    let mut config = vec![
-        ("migration.stateful".to_owned(), "true".to_owned()),
-        ("raw.lxc".to_owned(), RAW.to_owned()),
-    ];
-    if privileged {
-        config.push(("security.privileged".to_owned(), "true".to_owned()));
-    }
-    NewInstance {
-        config,
-        devices: if card {
-            json!({})
-        } else {
-            json!({"eth0": {"type": "none"}})
-        },
-        ..NewInstance::default()
-    }
-}
 
 /// Makes it, and has it tick fifty times a second.
 async fn ticking(server: &Server, name: &str, new: &NewInstance) {
@@ -179,13 +157,20 @@ async fn moves(test: &Test, name: &str, (from, to): (&str, &str), what: &str) {
     let (source, target) = (test.lab().server(from), test.lab().server(to));
     let before = identity(&source.instance(name).await.unwrap_or_default());
     test.retarget(name, json!({"server": to})).await;
-    test.wait_in_place(name, to, LONG).await;
+    let placed = test.wait_in_place(name, to, LONG).await;
     let done = last_move(test, name).await;
     assert_eq!(done["status"]["outcome"], "Succeeded", "{done:#}");
     assert_eq!(done["spec"]["method"], "Live", "{done:#}");
     assert_eq!(done["status"]["overlap"], "0s", "{done:#}");
-    let still = goes_on(target, name).await;
-    eprintln!("{from} -> {to}, {what}: stood still for {still:.2} s");
+    let (still, said) = (goes_on(target, name).await, &done["status"]["downtime"]);
+    eprintln!("{from} -> {to}, {what}: stood still for {still:.2} s, said: {said}");
+    assert_eq!(placed["status"]["moves"][0]["downtime"], *said, "{placed:#}");
+    // between dir pools some five seconds are counted in that are none, and others on these servers move, too
+    let most = 2.0 * still + 15.0;
+    assert!(
+        (still - 1.0..most).contains(&seconds(said)) && said.is_string(),
+        "{still} s, {done:#}"
+    );
     assert_eq!(source.status(name).await, "absent");
     let after = target.instance(name).await.unwrap_or_default();
     assert_eq!(identity(&after), before);
@@ -196,7 +181,7 @@ async fn there_and_back(test: &Test, [a, b]: [&str; 2]) {
     test.controller().await;
     for card in [false, true] {
         let name = test.unique(if card { "card" } else { "bare" });
-        ticking(test.lab().server(a), &name, &movable(true, card)).await;
+        ticking(test.lab().server(a), &name, &NewInstance::movable(true, card)).await;
         test.place(&Placement::new(&name, a).with(live())).await;
         test.wait_in_place(&name, a, LONG).await;
         let what = if card {
@@ -223,7 +208,7 @@ async fn processes_move_between_servers_of_incus_7_with_and_without_a_network_ca
 
 async fn processes_without_privileges_move_where_files_have_their_owners_on_the_disk(test: Test) {
     let name = test.unique("web");
-    ticking(test.lab().server("t3"), &name, &movable(false, false)).await;
+    ticking(test.lab().server("t3"), &name, &NewInstance::movable(false, false)).await;
     test.add_servers(&["t2", "t3"]).await;
     test.controller().await;
     test.place(&Placement::new(&name, "t3").with(live())).await;
@@ -233,14 +218,15 @@ async fn processes_without_privileges_move_where_files_have_their_owners_on_the_
     let done = ended_of_unprivileged(&test, &name, source).await;
     assert_eq!(done["status"]["outcome"], "Succeeded", "{done:#}");
     let still = goes_on(target, &name).await;
-    eprintln!("t3 -> t2, unprivileged: stood still for {still:.2} s");
+    let said = &done["status"]["downtime"];
+    eprintln!("t3 -> t2, unprivileged: stood still for {still:.2} s, said: {said}");
     let written = target.exec(&name, &["touch", "/root/written"]).await;
     assert!(written.is_ok(), "{written:?}");
 }
 
 async fn a_large_process_moves_with_its_memory_copied_in_rounds(test: Test) {
     let (source, name) = (test.lab().server("t1"), test.unique("large"));
-    let mut new = movable(true, false);
+    let mut new = NewInstance::movable(true, false);
     let goal = ("migration.incremental.memory.goal".to_owned(), "50".to_owned());
     new.config.push(goal.clone());
     ticking(source, &name, &new).await;
@@ -278,6 +264,11 @@ async fn a_large_process_moves_with_its_memory_copied_in_rounds(test: Test) {
     );
     let still = goes_on(target, &name).await;
     eprintln!("t1 -> t2, 256 MiB resident: stood still for {still:.2} s");
+    assert_eq!(
+        done["status"]["downtime"],
+        Value::Null,
+        "nobody tells when the last round begins"
+    );
     let there = target.instance(&name).await.unwrap_or_default();
     assert_eq!(keys(&there), json!([null, goal.1, null]), "they are what they were");
     large(target, &name).await.unwrap_or_else(|error| panic!("{error}"));

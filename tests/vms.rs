@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use berth_tests::{NewVm, Placement, Server, Test, wait_until};
+use berth_tests::{NewVm, Placement, Server, Test, seconds, wait_until};
 use serde_json::{Value, json};
 
 #[path = "vms/failures.rs"]
@@ -175,11 +175,14 @@ async fn moves_live(test: &Test, vm: &str, target: Value, overlapping: bool) {
     lab.wait_ticking(vm).await;
     let heard = lab.heard(vm, since);
     eprintln!(
-        "live to {target}: silent for {:?}, {} ticks twice, overlap {}",
+        "live to {target}: silent for {:?}, said: {}, {} ticks twice, overlap {}",
         heard.silence,
+        done["status"]["downtime"],
         heard.repeated.len(),
         done["status"]["overlap"]
     );
+    let (silent, said) = (heard.silence.as_secs_f64(), seconds(&done["status"]["downtime"]));
+    assert!(said < 2.0 * silent + 5.0, "silent for {silent} s, {done:#}");
     assert_eq!((heard.boots.len(), heard.addresses.len()), (1, 1), "{heard:?}");
     assert!(heard.missing.is_empty(), "{heard:?}");
     if overlapping {

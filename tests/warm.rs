@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use berth_tests::{Fate, NewInstance, Placement, Server, Test, reason, wait_for};
+use berth_tests::{Fate, NewInstance, Placement, Server, Test, reason, seconds, wait_for};
 use road::{Call, Road, Watch, intact, with_data};
 use serde_json::{Value, json};
 
@@ -125,16 +125,6 @@ async fn measured_load(server: &Server, name: &str) -> f64 {
         panic!("{name}: the load did not begin")
     };
     (last.1 - first.1) / 16.0 / ((last.0 - first.0) / 100.0)
-}
-
-fn seconds(text: &Value) -> f64 {
-    let text = text.as_str().unwrap_or_default();
-    let parse = |t: &str| t.parse::<f64>().unwrap_or_default();
-    match (text.strip_suffix("ms"), text.split_once('m')) {
-        (Some(millis), _) => parse(millis) / 1000.0,
-        (None, Some((minutes, rest))) => parse(minutes) * 60.0 + parse(rest.trim_end_matches('s')),
-        (None, None) => parse(text.trim_end_matches('s')),
-    }
 }
 
 /// A server and one of its pools.

@@ -28,6 +28,8 @@ pub struct Report {
     /// Writes of the first and of the second controller.
     pub writes: (u64, u64),
     pub breach: Option<String>,
+    /// Whether the record says how long the guest stood still.
+    pub measured: bool,
     pub log: Vec<String>,
     /// How often a crash may have transfers made again: a Warm move begins its rounds anew.
     pub repeats: usize,
@@ -215,6 +217,8 @@ impl Case {
             end = live(&world, "c3", &interrupt).await;
         }
         tokio::time::sleep(Duration::from_secs(60)).await;
+        let record = world.record(NAMESPACE, MOVE);
+        let measured = record.is_some_and(|r| r.status.downtime.is_some());
         let outcome = match end {
             End::Stuck(why) => format!("stuck: {why}"),
             End::Died => "the second controller died".to_owned(),
@@ -233,6 +237,7 @@ impl Case {
             instances: ["a", "b"].iter().flat_map(|s| lines(&world, s, &before)).collect(),
             effects: effects(&world),
             writes: (world.writes("c1"), world.writes("c2")),
+            measured,
             breach: world.check().err().map(|b| format!("{}: {}", b.invariant, b.message)),
             log: world.log().iter().map(ToString::to_string).collect(),
             repeats: if self.scenario.method == Method::Warm { 4 } else { 1 },

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use berth_tests::{Fate, Placement, Test, wait_for};
+use berth_tests::{Fate, NewInstance, Placement, Test, wait_for};
 use serde_json::{Value, json};
 
 use super::road::{self, Call, Road, Watch};
-use super::{LONG, boots, ended, ended_of_unprivileged, goes_on, live, movable, ticking};
+use super::{LONG, boots, ended, ended_of_unprivileged, goes_on, live, ticking};
 
 /// It runs on that server, and no other has a copy of it.
 async fn is_only_on(test: &Test, name: &str, server: &str) {
@@ -29,7 +29,7 @@ async fn suspend(test: &Test, name: &str) {
 pub async fn what_criu_cannot_move_stays_as_it_is_or_moves_by_the_next_method(test: Test) {
     let (lab, name) = (test.lab(), test.unique("net"));
     let source = lab.server("t1");
-    ticking(source, &name, &movable(true, false)).await;
+    ticking(source, &name, &NewInstance::movable(true, false)).await;
     // CRIU 4.1 cannot read what it needs of a TCP socket on kernels from 6.16 on; 4.2 can
     let open = "nc -ll -p 7000 -e /bin/cat </dev/null >/dev/null 2>&1 & sleep 1; sleep 100000 | nc 127.0.0.1 7000 >/dev/null 2>&1 &";
     let opened = source
@@ -92,7 +92,7 @@ fn told(placement: &Value) -> Vec<[String; 3]> {
 pub async fn a_container_falls_from_live_to_warm_to_cold_in_one_placement(test: Test) {
     let (source, name) = (test.lab().server("i1"), test.unique("web"));
     let road = Road::between(&test, "i1", "i2").await;
-    ticking(source, &name, &movable(true, false)).await;
+    ticking(source, &name, &NewInstance::movable(true, false)).await;
     // CRIU saves no such device; the snapshot that a warm move begins with is refused on its way
     let open = "setsid sh -c 'exec sleep 100000 3<>/dev/fuse' </dev/null >/dev/null 2>&1 &";
     let opened = source.exec(&name, &["sh", "-c", open]).await;
@@ -134,7 +134,7 @@ pub async fn a_container_falls_from_live_to_warm_to_cold_in_one_placement(test: 
 pub async fn files_that_belong_to_nobody_are_found_and_the_container_runs_where_it_was(test: Test) {
     let (lab, name) = (test.lab(), test.unique("web"));
     let source = lab.server("t1");
-    ticking(source, &name, &movable(false, false)).await;
+    ticking(source, &name, &NewInstance::movable(false, false)).await;
     test.add_servers(&["t1", "t2"]).await;
     test.controller().await;
     test.place(&Placement::new(&name, "t2").with(live())).await;
@@ -174,7 +174,7 @@ pub async fn files_that_belong_to_nobody_are_found_and_the_container_runs_where_
 
 pub async fn a_live_move_of_a_container_that_is_cancelled_leaves_it_as_it_was(test: Test) {
     let (lab, name) = (test.lab(), test.unique("web"));
-    ticking(lab.server("i1"), &name, &movable(true, false)).await;
+    ticking(lab.server("i1"), &name, &NewInstance::movable(true, false)).await;
     test.add_servers(&["i1", "i2"]).await;
     test.controller().await;
     let rounds = json!({"live": {"incrementalMemory": true}});
@@ -202,7 +202,7 @@ pub async fn a_live_move_of_a_container_ends_well_whichever_daemon_is_killed(tes
     test.controller().await;
     for victim in ["i2", "i1"] {
         let name = format!("{victim}-{}", test.unique("web"));
-        ticking(lab.server("i1"), &name, &movable(true, false)).await;
+        ticking(lab.server("i1"), &name, &NewInstance::movable(true, false)).await;
         test.place(&Placement::new(&name, "i2").with(live())).await;
         test.wait_step(&name, &["Restoring"], LONG).await;
         tokio::time::sleep(Duration::from_secs(1)).await;

@@ -4,7 +4,7 @@
 use berth_tests::{NewInstance, Placement, Test, wait_for};
 use serde_json::{Value, json};
 
-use super::{CONSOLE, LONG, RAW, ended, goes_on, last_move, live, movable, ticking};
+use super::{CONSOLE, LONG, ended, goes_on, last_move, live, ticking};
 
 /// The rejections of the live method in the plan, once there are any of those reasons.
 async fn rejected(test: &Test, name: &str, reasons: &[&str]) -> Vec<Value> {
@@ -76,7 +76,7 @@ pub async fn each_condition_of_a_live_move_of_a_container_is_named_with_a_fix_th
     let raw = i["config"]["raw.lxc"].as_str().unwrap_or_default();
     assert!(raw.contains(CONSOLE), "{i:#}");
     // what the lab's kernel needs besides, and the two whose fix is no command
-    let rest = json!({"config": {"raw.lxc": RAW, "security.privileged": "true"}});
+    let rest = json!({"config": {"raw.lxc": NewInstance::RAW_LXC, "security.privileged": "true"}});
     source.patch(&name, rest).await;
     let anew = "rm -rf /run/systemd /var/log/init.log /var/log/ticks";
     let cleared = source.exec(&name, &["sh", "-c", anew]).await;
@@ -94,7 +94,7 @@ pub async fn a_server_without_criu_is_remembered_until_somebody_asks_again(test:
     let (source, target) = (lab.server("i1"), lab.server("i2"));
     let names = ["first", "second"].map(|n| test.unique(n));
     for name in &names {
-        ticking(source, name, &movable(true, false)).await;
+        ticking(source, name, &NewInstance::movable(true, false)).await;
     }
     let criu = target.criu();
     let away = criu.with_extension("away");

@@ -58,6 +58,25 @@ impl NewInstance {
             ..NewInstance::default()
         }
     }
+
+    /// `raw.lxc` that CRIU needs; the second line is for kernels without AppArmor.
+    pub const RAW_LXC: &str = "lxc.console.path = none\nlxc.apparmor.profile =";
+
+    /// A container that CRIU can move, with or without a network card.
+    pub fn movable(privileged: bool, card: bool) -> NewInstance {
+        let mut config = vec![("migration.stateful", "true"), ("raw.lxc", Self::RAW_LXC)];
+        config.extend(privileged.then_some(("security.privileged", "true")));
+        let devices = if card {
+            json!({})
+        } else {
+            json!({"eth0": {"type": "none"}})
+        };
+        NewInstance {
+            config: config.into_iter().map(|(k, v)| (k.to_owned(), v.to_owned())).collect(),
+            devices,
+            ..NewInstance::default()
+        }
+    }
 }
 
 impl Server {

@@ -58,6 +58,12 @@ pub fn reason(object: &Value) -> String {
         .unwrap_or_default()
 }
 
+/// Seconds of a duration as objects hold it: `850ms`, `1.4s`, `2m3s`; zero if there is none.
+pub fn seconds(text: &Value) -> f64 {
+    let parsed = text.as_str().and_then(|t| t.parse::<jiff::SignedDuration>().ok());
+    parsed.unwrap_or_default().as_secs_f64()
+}
+
 impl Test {
     /// Applies YAML (server-side, any number of documents) in this test's namespace.
     pub async fn apply(&self, yaml: &str) {

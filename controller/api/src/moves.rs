@@ -266,7 +266,8 @@ pub struct InstanceMoveStatus {
     /// How far the data are.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub progress: Option<Progress>,
-    /// Stopped plus frozen time, measured.
+    /// Stopped plus frozen time, measured. Of a live move: how long neither server said that the guest runs, of a container
+    /// from when CRIU began. That is rather too much than too little. Absent where nothing was seen.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub downtime: Option<GoDuration>,
     /// How long both guests ran (live moves between independent servers), measured.

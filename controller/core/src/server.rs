@@ -115,6 +115,14 @@ pub struct Operation {
     pub progress: Option<Progress>,
 }
 
+impl Operation {
+    /// Whether CRIU is at work on the processes of a container that moves: both products have an operation for as long as
+    /// it is, which does not say for which.
+    pub fn is_dump(&self) -> bool {
+        self.description.starts_with("Live-migrating")
+    }
+}
+
 /// Progress of a transfer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Progress {

@@ -13,7 +13,7 @@
 //! | [`registry`] | the servers by namespace and name; those of one fingerprint share inventory and limits |
 //! | [`inventory`], `primaries` | follows one server: events first, then facts and one list, then only what changed |
 //! | [`drive`] | passes over one open move: read, step, write the record, effect |
-//! | `freeze` | how long a guest stands still while its disk is worked on |
+//! | `freeze` | how long a guest stands still while its server works on it |
 //! | `backup` | brings a backup from one end to the other, by way of a [`Scratch`] |
 //! | `relay` | passes on what both ends of a transfer say |
 //! | `tasks`, `transfer` | carries out effects in the background and keeps each outcome until a step has seen it |

@@ -4,7 +4,7 @@
 use berth_core::model::InstanceKind;
 
 use crate::migrate::Transfer;
-use crate::operations::Due;
+use crate::operations::{Due, Work};
 use crate::state::State;
 
 impl State {
@@ -15,6 +15,19 @@ impl State {
             h.instances.get(&at)
         });
         t.live && t.ran && source.is_some_and(|i| i.kind == InstanceKind::Container)
+    }
+
+    /// The processes stand still until they are restored. Nothing tells for which container that is.
+    pub fn dump_begins(&mut self, id: u64) {
+        let transfer = self.transfers.get(&id).cloned();
+        let Some(t) = transfer.filter(|t| self.by_criu(t)) else {
+            return;
+        };
+        let work = Work::End(Ok(()));
+        let dump = self.begin_for(&t.source.server, "Live-migrating instance", Vec::new(), work, None);
+        if let Some(t) = self.transfers.get_mut(&id) {
+            t.dump = Some(dump);
+        }
     }
 
     /// CRIU has restored the container: all that its source had until it was frozen, and the source ends with it.
@@ -30,7 +43,9 @@ impl State {
         if let Some(target) = self.inst_by_born(&t.target.server, t.target.born) {
             (target.data, target.nobodys) = (data, breaks);
         }
-        self.end(&t.source.server, &t.source.operation, Ok(()));
+        for operation in t.dump.iter().chain([&t.source.operation]) {
+            self.end(&t.source.server, operation, Ok(()));
+        }
         let stop = self.servers.get(&t.source.server).map(|h| h.timing.stop);
         self.later(
             stop.unwrap_or_default(),

@@ -78,6 +78,8 @@ pub(crate) struct Transfer {
     arrived: Option<Content>,
     /// Whether the source waited for the target (then its operation can be cancelled).
     pull: bool,
+    /// CRIU at work on the source's server.
+    pub dump: Option<OperationId>,
 }
 
 impl State {
@@ -390,6 +392,7 @@ impl State {
             stalled: false,
             arrived: None,
             pull,
+            dump: None,
         };
         if self.saves_state(&transfer) {
             // memory goes to the disk, the guest stops, and all of it is copied
@@ -515,6 +518,7 @@ impl State {
             target.guest = source.guest;
             target.twin = t.live && t.ran && source.runs() && source.kind != InstanceKind::Container;
         }
+        self.dump_begins(id);
         if let Some(t) = self.transfers.get_mut(&id) {
             t.arrived = Some(match () {
                 () if of_an_instant => Content::OfAnInstant,
@@ -546,10 +550,7 @@ impl State {
     }
 
     pub fn link_timeout(&mut self, id: u64) {
-        let Some(t) = self.transfers.get(&id).cloned() else {
-            return;
-        };
-        if t.stalled {
+        if self.transfers.get(&id).is_some_and(|t| t.stalled) {
             self.break_transfer(id, "read: connection timed out", false);
         }
     }
@@ -562,11 +563,10 @@ impl State {
     /// Both ends fail. The target removes what it made, unless its daemon died.
     pub fn break_transfer(&mut self, id: u64, why: &str, target_died: bool) {
         let Some(t) = self.transfers.remove(&id) else { return };
-        self.end(
-            &t.source.server,
-            &t.source.operation,
-            Err(format!("Failed migration on source: {why}")),
-        );
+        for operation in t.dump.iter().chain([&t.source.operation]) {
+            let why = format!("Failed migration on source: {why}");
+            self.end(&t.source.server, operation, Err(why));
+        }
         self.end(
             &t.target.server,
             &t.target.operation,

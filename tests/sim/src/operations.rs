@@ -86,10 +86,21 @@ impl State {
         work: Work,
         by: Option<&str>,
     ) -> OperationId {
+        self.begin_for(server, description, vec![at.clone()], work, by)
+    }
+
+    pub fn begin_for(
+        &mut self,
+        server: &str,
+        description: &'static str,
+        instances: Vec<InstanceRef>,
+        work: Work,
+        by: Option<&str>,
+    ) -> OperationId {
         let id = OperationId(self.fresh_uuid());
         let op = Op {
             description,
-            instances: vec![at.clone()],
+            instances,
             state: OperationState::Running,
             secrets: BTreeMap::new(),
             plugged: BTreeMap::new(),

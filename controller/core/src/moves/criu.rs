@@ -39,6 +39,11 @@ fn rounds(record: &Record) -> Vec<(&'static str, String)> {
     ]
 }
 
+/// Whether memory is copied in rounds before the freeze. Servers do not tell when the last of them begins.
+pub(super) fn in_rounds(record: &Record) -> bool {
+    !rounds(record).is_empty()
+}
+
 /// Remembers what the keys were, and sets them with the marks.
 pub(super) fn set_rounds(p: &mut Pass<'_>, config: &Config, change: &mut Change) {
     for (key, value) in rounds(&p.record) {

@@ -68,7 +68,7 @@ pub(super) fn committed(p: &mut Pass<'_>) -> Transition {
     p.go_on()
 }
 
-/// Enters Started and closes the account of the downtime.
+/// Enters Started and closes the account of the downtime. That of a live move was seen while the running state went over.
 pub(super) fn started_now(p: &mut Pass<'_>) {
     let asked = p
         .record

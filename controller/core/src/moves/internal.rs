@@ -129,6 +129,9 @@ fn committed(p: &mut Pass<'_>) -> Transition {
     }
     let Some(here) = p.source() else { return lost(p) };
     let i = &here.fresh.instance;
+    if p.record.spec.method == Method::Live && p.succeeded(EffectKind::Relocate) {
+        super::live::stood_still(p);
+    }
     if let Some(to) = remaining(p, facts, i) {
         if let Some(e) = p.failed(EffectKind::Relocate) {
             if p.record.spec.method == Method::Live

@@ -89,6 +89,7 @@ pub(super) fn restoring(p: &mut Pass<'_>) -> Transition {
     if p.succeeded(EffectKind::Transfer) {
         p.record.status.transferred = p.incoming().map(str::to_owned);
         p.record.status.progress = None;
+        stood_still(p);
         // from when on both guests run
         let ago = p.view.outcome.as_ref().map_or(Duration::ZERO, |o| o.first_end_ago);
         let since = p.now.checked_sub(ago).unwrap_or(p.now);
@@ -152,6 +153,15 @@ fn found(p: &mut Pass<'_>, source: &Copy) -> Transition {
         return p.wait(POLL);
     };
     transfer(p, source, facts)
+}
+
+/// What was seen of the guest's standstill while its running state went over. Nothing seen is not said to be nothing.
+pub(super) fn stood_still(p: &mut Pass<'_>) {
+    let stood = p.spent().frozen;
+    if !stood.is_zero() && !criu::in_rounds(&p.record) {
+        let millis = i64::try_from(stood.as_millis()).unwrap_or(i64::MAX);
+        p.record.status.downtime = Some(GoDuration::from_millis(millis));
+    }
 }
 
 fn transfer(p: &Pass<'_>, source: &Copy, facts: &ServerFacts) -> Transition {

@@ -195,6 +195,8 @@ impl<'a> Pass<'a> {
             // written before the server moved the instance live, and it did not
             self.record.status.committed_at = None;
         }
+        // it was measured of a move that did not come to be
+        self.record.status.downtime = None;
         let cancelled = reason == Reason::MoveCancelled;
         self.record.status.undo = Some(UndoCause {
             reason: reason.as_str().to_owned(),

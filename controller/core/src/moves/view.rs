@@ -131,7 +131,7 @@ pub struct Spent {
     pub time: Duration,
     /// Bytes sent, as far as the servers told.
     pub bytes: Option<i64>,
-    /// How long the source's guest was seen frozen meanwhile.
+    /// How long the guest was seen to stand still meanwhile.
     pub frozen: Duration,
 }
 
