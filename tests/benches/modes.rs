@@ -44,7 +44,7 @@ struct Row {
 
 async fn measure(test: Test) {
     let sizes = numbers("BERTH_BENCH_MIB", "200,2048");
-    let runs = numbers("BERTH_BENCH_RUNS", "3").first().copied().unwrap_or(1);
+    let runs = common::runs(3);
     test.add_servers(&["i1", "i2"]).await;
     let scratch = test.dir().join("scratch");
     let options = ControllerOptions {

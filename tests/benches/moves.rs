@@ -9,9 +9,7 @@ use std::io::Write as _;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use berth_tests::{NewInstance, Placement, Product, Server, Test, reason, wait_for};
-use kube::api::DynamicObject;
-use kube::runtime::wait::await_condition;
+use berth_tests::{NewInstance, Placement, Product, Test, wait_for};
 use serde_json::{Value, json};
 
 mod common;
@@ -133,7 +131,7 @@ async fn side_by_side(test: &Test, one: &str, other: &str, pool: &str) -> Measur
         ticking(here, &name, 5).await;
         let begun = Instant::now();
         if by_berth {
-            move_by_berth(test, &name, there).await;
+            common::move_by_berth(test, &name, json!({"server": there.name})).await;
         } else {
             move_by_hand(test, &name, here, there).await;
         }
@@ -148,30 +146,13 @@ async fn side_by_side(test: &Test, one: &str, other: &str, pool: &str) -> Measur
         times[0].add(total);
         times[1].add(downtime);
         if by_berth {
-            let started = |record: &Value| record["status"]["startedAt"].as_str().unwrap_or_default().to_owned();
-            let newest = test.moves(&name).await.into_iter().max_by_key(started);
-            add_steps(&mut measured, &newest.unwrap_or_default());
+            add_steps(&mut measured, &common::newest_move(test, &name).await);
             test.delete("InstancePlacement", &name).await;
         }
     }
     let _ = writeln!(std::io::stdout(), "{}", row(&measured));
     here.delete(&name).await.unwrap_or_else(|error| panic!("{error}"));
     measured
-}
-
-async fn move_by_berth(test: &Test, name: &str, to: &Server) {
-    let api = test.kube().api("InstancePlacement", &test.namespace());
-    test.retarget(name, json!({"server": to.name})).await;
-    let server = to.name.clone();
-    let placed = move |object: Option<&DynamicObject>| {
-        let object = json!(object);
-        reason(&object) == "True/InPlace"
-            && object["status"]["location"]["server"] == server
-            && object["status"]["observedGeneration"] == object["metadata"]["generation"]
-    };
-    let placed = tokio::time::timeout(SOON, await_condition(api, name, placed)).await;
-    let placed = placed.unwrap_or_else(|_| panic!("{name} did not arrive"));
-    placed.unwrap_or_else(|error| panic!("watching {name}: {error}"));
 }
 
 /// Where the time went, as the record of the move tells.

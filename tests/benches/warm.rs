@@ -8,7 +8,7 @@ use std::io::Write as _;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use berth_tests::{NewInstance, Placement, Product, Server, Test};
+use berth_tests::{NewInstance, Placement, Product, Server, Test, seconds};
 use serde_json::json;
 
 mod common;
@@ -41,7 +41,7 @@ async fn measure(test: Test) {
     test.add_servers(&["i1", "i2", "l1", "l2"]).await;
     let controller = test.controller().await;
     let sizes = numbers("BERTH_BENCH_SIZES", "200,2048,8192");
-    let runs = numbers("BERTH_BENCH_RUNS", "10").first().copied().unwrap_or(10);
+    let runs = common::runs(10);
     let mut all = Vec::new();
     for size in sizes {
         for (one, other) in [("i1", "i2"), ("l1", "l2")] {
@@ -103,14 +103,13 @@ async fn side_by_side(test: &Test, (one, other): (&str, &str), pool: &str, size:
         times[0].add(unserved);
         times[1].add(total);
         if by_berth {
-            let newest = test.moves(&name).await.pop().unwrap_or_default();
+            let newest = common::newest_move(test, &name).await;
             let status = &newest["status"];
             let rounds = status["precopy"]["rounds"].as_array();
             let last = rounds.and_then(|r| r.last()).map(|r| &r["duration"]);
             let said = [Some(&status["downtime"]), Some(&status["precopy"]["frozen"]), last];
             for (times, said) in measured.claimed.iter_mut().zip(said) {
-                let text = said.and_then(serde_json::Value::as_str).unwrap_or_default();
-                times.add(common::seconds(text));
+                times.add(said.map_or(0.0, seconds));
             }
             test.delete("InstancePlacement", &name).await;
         }

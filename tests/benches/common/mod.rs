@@ -7,10 +7,15 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::Duration;
 
-use berth_tests::{Needs, Product, Server, Suite, Test, wait_for};
+use berth_tests::{Needs, Product, Server, Suite, Test, reason, wait_for};
+use kube::api::DynamicObject;
+use kube::runtime::wait::await_condition;
+use serde_json::{Value, json};
+
+pub mod live;
 
 /// Parts of docs/benchmarks.md in their order; each bench writes its own.
-const PARTS: [&str; 4] = ["moves", "ways", "warm", "gitops"];
+const PARTS: [&str; 6] = ["moves", "ways", "warm", "live", "criu", "gitops"];
 /// What a bench of containers needs.
 pub const CONTAINERS: &[Needs] = &[Needs::Kube, Needs::Lab];
 /// Long enough for a move.
@@ -69,6 +74,11 @@ pub fn numbers(variable: &str, usual: &str) -> Vec<usize> {
     text.split(',').map(number).collect()
 }
 
+/// How many moves of each kind are made (`BERTH_BENCH_RUNS`).
+pub fn runs(usual: usize) -> usize {
+    numbers("BERTH_BENCH_RUNS", &usual.to_string())[0]
+}
+
 /// Seconds, one per run.
 #[derive(Default)]
 pub struct Times(Vec<f64>);
@@ -117,6 +127,33 @@ pub async fn move_by_hand(test: &Test, name: &str, from: &Server, to: &Server) {
     }
 }
 
+/// From the edit of the target until the placement is Ready there.
+pub async fn move_by_berth(test: &Test, name: &str, target: Value) {
+    let api = test.kube().api("InstancePlacement", &test.namespace());
+    test.retarget(name, target.clone()).await;
+    let there = move |location: &Value| {
+        ["server", "member"]
+            .iter()
+            .all(|k| target[k].is_null() || location[k] == target[k])
+    };
+    let placed = move |object: Option<&DynamicObject>| {
+        let object = json!(object);
+        reason(&object) == "True/InPlace"
+            && there(&object["status"]["location"])
+            && object["status"]["observedGeneration"] == object["metadata"]["generation"]
+    };
+    let placed = tokio::time::timeout(SOON, await_condition(api, name, placed)).await;
+    let placed = placed.unwrap_or_else(|_| panic!("{name} did not arrive"));
+    placed.unwrap_or_else(|error| panic!("watching {name}: {error}"));
+}
+
+/// The record of the last move.
+pub async fn newest_move(test: &Test, name: &str) -> Value {
+    let started = |record: &Value| record["status"]["startedAt"].as_str().unwrap_or_default().to_owned();
+    let newest = test.moves(name).await.into_iter().max_by_key(started);
+    newest.unwrap_or_else(|| panic!("{name} was moved"))
+}
+
 /// Times at which the container ran.
 pub async fn ticking(server: &Server, name: &str, at_least: usize) -> Vec<f64> {
     wait_for(&format!("{name} to tick"), SOON, || async {
@@ -157,16 +194,6 @@ pub fn silence(ticks: &[f64]) -> f64 {
         .map(|two| two[1] - two[0])
         .filter(|gap| *gap > 0.2)
         .sum()
-}
-
-/// Seconds of a duration as objects hold it: `850ms`, `1.4s`, `2m3s`.
-pub fn seconds(text: &str) -> f64 {
-    let parse = |t: &str| t.parse::<f64>().unwrap_or_default();
-    match (text.strip_suffix("ms"), text.split_once('m')) {
-        (Some(millis), _) => parse(millis) / 1000.0,
-        (None, Some((minutes, rest))) => parse(minutes) * 60.0 + parse(rest.trim_end_matches('s')),
-        (None, None) => parse(text.trim_end_matches('s')),
-    }
 }
 
 /// Puts this in the place of one of the parts of docs/benchmarks.md; the others stay.
