@@ -23,6 +23,7 @@ berth_tests::suite! {
         a_move_that_fails_is_undone_and_tried_again,
         a_move_that_is_overtaken_by_the_spec_is_undone,
         a_placement_that_is_deleted_in_mid_move_has_its_move_undone,
+        a_move_that_is_given_up_touches_no_server_and_says_how_to_clean_up,
         an_instance_that_was_taken_away_comes_back,
         a_copy_is_made_refreshed_and_suspended,
         kubectl_wait_is_not_over_before_the_instance_is_there,
@@ -286,6 +287,55 @@ async fn a_placement_that_is_deleted_in_mid_move_has_its_move_undone(test: Test)
     assert_eq!(story, ["Moving", "Undoing", "Cancelled"], "{told:#?}");
     assert_eq!(test.lab().server("l2").status(&web.name).await, "Running");
     is_at_rest(&test).await;
+}
+
+/// The copy is complete and yet to be renamed when the controller dies; the next one finds the annotation.
+async fn a_move_that_is_given_up_touches_no_server_and_says_how_to_clean_up(test: Test) {
+    let road = Road::between(&test, "i1", "i2").await;
+    let web = subject(&test, "i1", "web", &with_data("default")).await;
+    let first = test.controller().await;
+    test.wait_in_place(&web.name, "i1", SOON).await;
+    road.catch(&[(Call::Name, &web.name)]);
+    test.retarget(&web.name, json!({"server": "i2"})).await;
+    road.caught().await;
+    first.kill().await;
+    road.pass();
+    let writes = || -> usize { road.proxies().map(|p| p.count(|seen| seen.method != "GET")).sum() };
+    let (before, copies) = (writes(), road.copies(&web.uuid).await);
+    assert_eq!(copies.len(), 2, "{copies:?}");
+    let open = test.moves(&web.name).await.pop().unwrap_or_default();
+    let name = open["metadata"]["name"].as_str().unwrap_or_default();
+    let annotation = json!({"metadata": {"annotations": {"berth.dev/abandon": name}}});
+    test.patch("InstanceMove", name, annotation).await;
+    test.controller().await;
+    wait_reason(&test, &web.name, "False/NeedsAttention").await;
+    for (kind, name) in [
+        ("InstanceMove", name),
+        ("InstancePlacement", &web.name),
+        ("InstanceServer", "i1"),
+        ("InstanceServer", "i2"),
+    ] {
+        test.wait_object(kind, name, "let go", SOON, |o| {
+            o["metadata"].get("finalizers").is_none()
+        })
+        .await;
+    }
+    tokio::time::sleep(REST).await;
+    assert_eq!(writes(), before, "no server is asked for anything");
+    assert_eq!(road.copies(&web.uuid).await.len(), copies.len(), "{copies:?}");
+    let given_up = test.get("InstanceMove", name).await.unwrap_or_default();
+    assert_eq!(given_up["status"]["outcome"], "NeedsAttention");
+    let fix = given_up["status"]["lastError"]["fix"].as_str().unwrap_or_default();
+    for object in [name, &web.name] {
+        let told = test.events(object).await;
+        assert!(
+            told.iter().any(|e| e.contains(&format!("To clean up: {fix}"))),
+            "{told:?}"
+        );
+    }
+    test.lab().paste(fix).await;
+    test.retarget(&web.name, json!({"server": "i1"})).await;
+    intact(&test, &web, "i1", 2..=2).await;
 }
 
 async fn an_instance_that_was_taken_away_comes_back(test: Test) {

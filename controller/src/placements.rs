@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use berth_api::{InstanceMove, InstancePlacement, InstancePlacementStatus, keys};
+use berth_core::model::Product;
 use berth_core::moves::has_kept;
 use berth_core::plan::Desired;
 use berth_core::records::{RecordError, Records};
@@ -61,7 +62,9 @@ impl Placements {
         if !self.store.gate.may_act() {
             return Some(RETRY);
         }
-        self.abandon(&object).await;
+        if !self.abandon(&object).await {
+            return Some(RETRY);
+        }
         let (tell, told) = Tell::channel();
         let placement = object.object_ref(&());
         let publishing = self.publish_all(Some(&placement), &key.namespace, told);
@@ -110,7 +113,9 @@ impl Placements {
             return Some(RETRY);
         }
         for orphan in self.orphaned(&namespace, true) {
-            self.abandon_move(&orphan, None).await;
+            if !self.abandon_move(&orphan, None).await {
+                return Some(RETRY);
+            }
         }
         let (tell, told) = Tell::channel();
         let work = async {
@@ -237,38 +242,51 @@ impl Placements {
         }
     }
 
-    /// Lets go of moves that a person gave up by annotation.
-    async fn abandon(&self, placement: &InstancePlacement) {
+    /// Lets go of moves that a person gave up by annotation. False: one could not be written now, and nothing more is asked
+    /// of a server for it.
+    async fn abandon(&self, placement: &InstancePlacement) -> bool {
         let uid = placement.uid().unwrap_or_default();
         let named = placement.annotations().get(keys::ABANDON).map(String::as_str);
         let any = named.is_some() || placement.finalizers().iter().any(|f| f == keys::FINALIZER);
         if !any {
-            return;
+            return true;
         }
         for open in self.store.moves.list(|m| m.spec.placement_uid == uid && is_open(m)) {
-            self.abandon_move(&open, named).await;
+            if !self.abandon_move(&open, named).await {
+                return false;
+            }
         }
+        true
     }
 
-    async fn abandon_move(&self, object: &InstanceMove, named: Option<&str>) {
+    async fn abandon_move(&self, object: &InstanceMove, named: Option<&str>) -> bool {
         let name = object.name_any();
         let own = object.annotations().get(keys::ABANDON).map(String::as_str);
         if named != Some(name.as_str()) && own != Some(name.as_str()) {
-            return;
+            return true;
         }
-        let view = |server: &str| {
+        // what was written of a server is known even if it does not answer this process
+        let product = |server: &str| {
             let key = Key::new(object.namespace().unwrap_or_default(), server);
-            self.engine.server(&key).and_then(|v| v.facts)
+            let server = self.store.servers.get(&key)?;
+            let written = server.status.as_ref()?.product.clone()?;
+            [Product::Incus, Product::Lxd]
+                .into_iter()
+                .find(|p| p.as_str() == written)
         };
-        let (record, happening) = abandon::given_up(record_of(object), view, Timestamp::now());
+        let (record, happening) = abandon::given_up(record_of(object), product, Timestamp::now());
         match self.records.swap(&record).await {
             Ok(closed) => {
                 self.engine.record_seen(&closed);
                 let placement = self.placement_of(object).map(|p| p.object_ref(&()));
                 let about: Vec<_> = placement.into_iter().chain([object.object_ref(&())]).collect();
                 events::publish(&self.store, &self.identity, &about, happening).await;
+                true
             }
-            Err(error) => tracing::warn!(record = %name, %error, "cannot be given up now"),
+            Err(error) => {
+                tracing::warn!(record = %name, %error, "cannot be given up now");
+                false
+            }
         }
     }
 }

@@ -1,10 +1,11 @@
 //! Looks for copies under Berth's own names that no open move owns: what a late request made after its move had ended.
-//! Such a copy is deleted if its record says that it is over; one without any record is only reported.
+//! Such a copy is deleted if its record says that it is over; one without any record is only reported, and one that a
+//! person was asked to look at is theirs.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use berth_api::Transfer;
+use berth_api::{Outcome, Reason, Transfer};
 use berth_core::marks::{self, Role};
 use berth_core::model::{Instance, InstanceRef};
 use berth_core::records::{Record, RecordError};
@@ -112,9 +113,13 @@ fn may_be_incoming(i: &Instance) -> bool {
     matches!(marks::role(i), Some(Role::Incoming | Role::Source))
 }
 
-/// Whether the record is finished and the copy is one that it made on that server.
+/// Whether the record is finished and the copy is one that it made on that server, and nothing else: one that was kept for
+/// a person, because the source vanished or the move was given up, may have the newest data.
 fn is_over(record: &Record, copy: &Instance, fingerprint: &str) -> bool {
+    let said = record.status.last_error.as_ref().map(|e| e.reason.as_str());
+    let kept =
+        record.status.outcome() == Some(Outcome::NeedsAttention) && said != Some(Reason::LeftoverVolume.as_str());
     let came_so = marks::role(copy) == Some(Role::Incoming) || record.spec.transfer == Transfer::Backup;
     let there = record.spec.to.fingerprint == fingerprint && record.spec.from.fingerprint != fingerprint;
-    record.finished() && came_so && there && copy.uuid() == record.spec.from.uuid.as_deref()
+    record.finished() && !kept && came_so && there && copy.uuid() == record.spec.from.uuid.as_deref()
 }

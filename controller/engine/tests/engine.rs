@@ -1,6 +1,8 @@
 //! The engine as a whole on simulated servers, with the smallest wiring around it: moves, slots, claims, power, drift, and
 //! that nothing is asked of anybody where nothing needs doing.
 
+#[path = "engine/given_up.rs"]
+mod given_up;
 #[path = "engine/kept.rs"]
 mod kept;
 #[path = "engine/town.rs"]

@@ -10,6 +10,7 @@ use super::{Blocker, Decision, Verdict, wait};
 use crate::marks;
 use crate::model::MemberStatus;
 use crate::moves::is_restart;
+use crate::records::Record;
 
 type Gate = Result<(), Decision>;
 
@@ -110,6 +111,28 @@ fn here_cli(located: &Located, world: &World) -> &'static str {
     facts.map_or("incus", |f| f.product.cli())
 }
 
+/// A move that a person is to look at left its marks on the instance: they have the next word.
+pub(super) fn left_to_a_person(desired: &Desired, located: &Located, world: &World) -> Gate {
+    let id = marks::move_id(&located.instance);
+    let marked = world.records.iter().find(|r| Some(r.name.as_str()) == id);
+    match marked.filter(|r| r.status.outcome() == Some(Outcome::NeedsAttention)) {
+        Some(record) if remembered(desired, record) => needs_attention(record),
+        Some(_) | None => Ok(()),
+    }
+}
+
+fn needs_attention(record: &Record) -> Gate {
+    let error = record.status.last_error.as_ref();
+    let (message, fix) = error.map_or((String::new(), None), |e| (e.message.clone(), e.fix.clone()));
+    blocked(Reason::NeedsAttention, format!("move {}: {message}", record.name), fix)
+}
+
+/// Whether a finished move still counts: a new generation or a new request forgets what happened.
+fn remembered(desired: &Desired, record: &Record) -> bool {
+    let summary = desired.status.moves.iter().find(|m| m.name == record.name);
+    summary.and_then(|s| s.generation) == Some(desired.generation)
+}
+
 /// Whether the instance carries marks or a guard of a move that is over: a snapshot taken meanwhile was restored.
 pub(super) fn stale(located: &Located, world: &World) -> bool {
     let i = &located.instance;
@@ -146,20 +169,16 @@ pub(super) fn history(desired: &Desired, world: &World, now: Timestamp) -> Gate 
     let Some(last) = world.records.iter().max_by_key(|r| r.spec.attempt) else {
         return forgotten(desired);
     };
-    let error = last.status.last_error.as_ref();
-    let (message, fix) = error.map_or((String::new(), None), |e| (e.message.clone(), e.fix.clone()));
-    let summary = desired.status.moves.iter().find(|m| m.name == last.name);
-    // a new generation or a new request forgets what happened
-    let remembered = summary.and_then(|s| s.generation) == Some(desired.generation);
     match last.status.outcome() {
-        Some(Outcome::Cancelled) if remembered => cancelled(desired, &last.name),
-        Some(Outcome::NeedsAttention) if remembered => {
-            blocked(Reason::NeedsAttention, format!("move {}: {message}", last.name), fix)
-        }
+        Some(Outcome::Cancelled) if remembered(desired, last) => cancelled(desired, &last.name),
+        Some(Outcome::NeedsAttention) if remembered(desired, last) => needs_attention(last),
         Some(Outcome::Undone | Outcome::NeedsAttention | Outcome::Cancelled | Outcome::Succeeded) | None => {
             let Some(at) = desired.status.retry_at.as_ref().filter(|t| t.0 > now) else {
                 return Ok(());
             };
+            let error = last.status.last_error.as_ref();
+            let message = error.map_or("", |e| e.message.as_str());
+            let fix = error.and_then(|e| e.fix.as_ref());
             let fix = fix.map(|f| format!("; {f}")).unwrap_or_default();
             let text = format!(
                 "move {} was undone: {message}{fix}; tried again at {}",
@@ -177,10 +196,8 @@ pub(super) fn refused(desired: &Desired, world: &World) -> Gate {
     let Some(last) = last.filter(|r| is_restart(r) && r.status.outcome() == Some(Outcome::Undone)) else {
         return Ok(());
     };
-    let summary = desired.status.moves.iter().find(|m| m.name == last.name);
-    let remembered = summary.and_then(|s| s.generation) == Some(desired.generation);
     let undo = last.status.undo.as_ref();
-    match undo.filter(|u| remembered && u.reason == Reason::TargetRefused.as_str()) {
+    match undo.filter(|u| remembered(desired, last) && u.reason == Reason::TargetRefused.as_str()) {
         None => Ok(()),
         Some(undo) => {
             let fix = format!(

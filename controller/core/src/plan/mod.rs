@@ -191,6 +191,7 @@ fn decide(desired: &Desired, world: &World, now: Timestamp, verdict: &mut Verdic
     gate::foreign(&located, world)?;
     gate::marked_by_another(desired, &located, world)?;
     verdict.drift = drift::drift(desired, &located, world);
+    gate::left_to_a_person(desired, &located, world)?;
     if gate::stale(&located, world) {
         gate::policy(desired, verdict)?;
         return Ok(Decision::Repair {

@@ -1,0 +1,97 @@
+//! What is left to a person stays as it is: the copy whose source vanished, and everything of a move that was given up.
+
+use std::time::Duration;
+
+use berth_api::moves::MoveError;
+use berth_api::{Method, Outcome, Reason};
+use berth_core::marks::{self, GUARD, Role};
+use berth_core::model::{Instance, Product};
+use berth_core::moves;
+use berth_core::records::Records;
+use berth_core::server::FailureKind;
+use berth_sim::Fault;
+use tokio::time::sleep;
+
+use crate::run;
+use crate::town::{CONTROLLER, Town, at};
+
+/// Long enough for everything that happens by the clock.
+const LONG: Duration = Duration::from_secs(400);
+
+/// What is on the target.
+fn copies(town: &Town) -> Vec<Instance> {
+    town.world.instances("b")
+}
+
+#[test]
+fn the_copy_of_a_source_that_vanished_is_never_swept() {
+    run(async {
+        let town = Town::new(Product::Incus, &["a", "b"]);
+        town.add("a", "web-1");
+        town.world.set_hook(|world, w| {
+            let complete = w.controller == CONTROLLER && w.write.verb() == "rename";
+            let (kind, carried_out) = (FailureKind::Unreachable, false);
+            (complete && world.delete("a", &at("web-1")).is_ok()).then_some(Fault::Fail { kind, carried_out })
+        });
+        town.place("web-1", "b", |s| s.methods = vec![Method::Cold]);
+        town.until("a person is asked", |t| {
+            let last = t.records().pop();
+            last.is_some_and(|r| r.status.outcome() == Some(Outcome::NeedsAttention))
+        })
+        .await;
+        let kept = copies(&town);
+        assert!(kept.len() == 1 && marks::is_unique_name(&kept[0].at.name), "{kept:?}");
+        sleep(LONG).await;
+        assert!(town.engine.sweep().await.unwrap().is_empty());
+        assert_eq!(copies(&town), kept, "it is the last one");
+    });
+}
+
+#[test]
+fn a_move_that_was_given_up_leaves_everything_as_it_is_until_a_person_says_more() {
+    run(async {
+        let town = Town::new(Product::Incus, &["a", "b"]);
+        town.add("a", "web-1");
+        town.world.set_hook(|_, w| {
+            let complete = w.controller == CONTROLLER && w.write.verb() == "rename";
+            complete.then_some(Fault::CrashBefore)
+        });
+        town.place("web-1", "b", |s| s.methods = vec![Method::Cold]);
+        town.until("the copy is complete", |t| t.world.is_dead(CONTROLLER))
+            .await;
+        // as the annotation berth.dev/abandon has it
+        let mut record = town.records().remove(0);
+        record.status.last_error = Some(MoveError {
+            reason: Reason::NeedsAttention.as_str().to_owned(),
+            message: "given up".to_owned(),
+            fix: None,
+            at: None,
+            attempts: 1,
+        });
+        moves::close(&mut record, Outcome::NeedsAttention, town.now());
+        town.world.records("person").swap(&record).await.unwrap();
+        let before = (
+            town.world.effects(),
+            town.world.instance("a", &at("web-1")),
+            copies(&town),
+        );
+        let town = town.reborn("c2");
+        town.until("it says so", |t| t.reason("web-1") == "NeedsAttention")
+            .await;
+        sleep(LONG).await;
+        assert!(town.engine.sweep().await.unwrap().is_empty());
+        let after = (
+            town.world.effects(),
+            town.world.instance("a", &at("web-1")),
+            copies(&town),
+        );
+        assert_eq!(after, before);
+        let source = before.1.unwrap();
+        assert_eq!(marks::role(&source), Some(Role::Source));
+        assert!(source.devices.contains_key(GUARD));
+        town.place("web-1", "b", |s| s.methods = vec![Method::Cold]);
+        town.until_placed("web-1", "b").await;
+        let left: Vec<_> = copies(&town).into_iter().filter(|i| i.at != at("web-1")).collect();
+        assert_eq!(left, before.2, "what was given up is left to the person");
+    });
+}
