@@ -1,9 +1,11 @@
 //! InstanceCopies on real servers, as a user sees them: a second copy is there, follows its source, and can be used.
 
-use std::time::Duration;
-
 use berth_tests::{NewInstance, Placement, Server, Test, condition, reason, wait_until};
-use serde_json::{Value, json};
+use serde_json::json;
+
+use standby::{SOON, ask, copy, refresh, rests, snapshots, up_to_date};
+
+mod standby;
 
 berth_tests::suite! {
     needs: [Kube, Lab],
@@ -25,9 +27,9 @@ berth_tests::suite! {
         a_copy_is_completed_by_the_next_controller_after_one_died_in_the_middle,
         a_copy_whose_servers_are_away_is_refreshed_when_they_are_back,
     ],
+    incus7: [a_running_container_is_copied_to_incus_7_and_refreshed_by_push],
 }
 
-const SOON: Duration = Duration::from_secs(120);
 const DATA: &str = "/root/data";
 const NEWS: &str = "/root/news";
 
@@ -39,83 +41,15 @@ fn new(pool: &str, megabytes: usize, snapshots: usize) -> NewInstance {
     }
 }
 
-/// Applies an InstanceCopy of an instance of the same base name.
-async fn copy(test: &Test, name: &str, source: Value, target: Value, spec: Value) {
-    let mut object = json!({
-        "apiVersion": "berth.dev/v1alpha1", "kind": "InstanceCopy", "metadata": {"name": name},
-        "spec": {"source": source, "target": target},
-    });
-    for (key, value) in spec.as_object().into_iter().flatten() {
-        object["spec"][key] = value.clone();
-    }
-    test.apply(&object.to_string()).await;
-}
-
-async fn up_to_date(test: &Test, name: &str) -> Value {
-    test.wait_ready("InstanceCopy", name, "True/UpToDate", SOON).await
-}
-
-/// Asks for a refresh now and waits for its end.
-async fn refresh(test: &Test, name: &str, word: &str) -> Value {
-    ask(test, name, word).await;
-    test.wait_object("InstanceCopy", name, "refreshed", SOON, |object| {
-        object["status"]["lastHandledReconcileAt"] == word && reason(object) == "True/UpToDate"
-    })
-    .await
-}
-
-async fn ask(test: &Test, name: &str, word: &str) {
-    let annotations = json!({"reconcile.fluxcd.io/requestedAt": word});
-    test.patch("InstanceCopy", name, json!({"metadata": {"annotations": annotations}}))
-        .await;
-}
-
 async fn text(server: &Server, name: &str, path: &str) -> String {
     let bytes = server.read_file(name, path).await.unwrap_or_default();
     String::from_utf8_lossy(&bytes).trim().to_owned()
 }
 
-/// Snapshots that are not Berth's.
-async fn snapshots(server: &Server, name: &str) -> (Vec<String>, usize) {
-    let list = server
-        .get(&format!("/1.0/instances/{name}/snapshots?recursion=1"))
-        .await;
-    let list = list.unwrap_or_else(|error| panic!("{error}"));
-    let names: Vec<String> = list
-        .as_array()
-        .into_iter()
-        .flatten()
-        .filter_map(|s| s["name"].as_str())
-        .map(|n| n.rsplit('/').next().unwrap_or_default().to_owned())
-        .collect();
-    let ours = names.iter().filter(|n| n.starts_with("berth-")).count();
-    (names.into_iter().filter(|n| !n.starts_with("berth-")).collect(), ours)
-}
-
 /// What must hold of a copy at rest.
 async fn is_copy(source: &Server, from: &str, target: &Server, name: &str) {
-    let original = source.instance(from).await.unwrap_or_else(|| panic!("{from} exists"));
-    let copy = target.instance(name).await.unwrap_or_else(|| panic!("{name} exists"));
-    let config = &copy["config"];
-    assert_eq!(copy["status"], "Stopped");
-    assert_eq!(config["user.berth.copy-of"], original["config"]["volatile.uuid"]);
-    assert_ne!(
-        config["volatile.uuid"], original["config"]["volatile.uuid"],
-        "an instance of its own"
-    );
-    assert_eq!(config["boot.autostart"], "false");
-    assert!(config.get("user.berth.role").is_none_or(|v| v == ""), "{config:#}");
-    assert!(copy["devices"].get("berth-guard").is_none(), "a person can start it");
-    assert_eq!(original["config"].get("user.berth.copy-of"), None);
+    rests(source, from, target, name).await;
     assert_eq!(target.checksum(name, DATA).await, source.checksum(from, DATA).await);
-    assert!(
-        target.instances().await.unwrap_or_default().iter().all(|i| !(i["name"]
-            .as_str()
-            .unwrap_or_default()
-            .starts_with("berth-")
-            && i["name"].as_str().unwrap_or_default().contains(name))),
-        "nothing else is left"
-    );
 }
 
 async fn copied_and_refreshed(test: Test, from: &str, to: &str, pool: &str) {
@@ -179,6 +113,31 @@ async fn a_running_container_is_copied_and_refreshed_on_lxd_dir(test: Test) {
 
 async fn a_running_container_is_copied_and_refreshed_on_lxd_btrfs(test: Test) {
     copied_and_refreshed(test, "l2", "l1", "btr").await;
+}
+
+async fn a_running_container_is_copied_to_incus_7_and_refreshed_by_push(test: Test) {
+    let (source, target) = (test.lab().server("i1"), test.lab().server("t1"));
+    let (db, standby) = (test.unique("db"), test.unique("standby"));
+    source.create(&db, &new("default", 1, 1)).await;
+    test.add_servers(&["i1", "t1"]).await;
+    let _controller = test.controller().await;
+    let spec = json!({"refresh": {"interval": "1h"}, "transfer": "Push"});
+    copy(
+        &test,
+        &standby,
+        json!({"server": "i1", "instance": db}),
+        json!({"server": "t1", "name": standby}),
+        spec,
+    )
+    .await;
+    up_to_date(&test, &standby).await;
+    is_copy(source, &db, target, &standby).await;
+    source.write_file(&db, NEWS, "pushed").await;
+    refresh(&test, &standby, "one").await;
+    is_copy(source, &db, target, &standby).await;
+    assert_eq!(text(target, &standby, NEWS).await, "pushed");
+    assert_eq!(snapshots(target, &standby).await.0, ["s0"]);
+    assert_eq!(source.status(&db).await, "Running");
 }
 
 async fn a_copy_follows_its_placement_to_another_server(test: Test) {

@@ -50,7 +50,12 @@ fn scenarios() -> Vec<Scenario> {
             "nvme",
             running().snapshot("s0"),
         ),
-        scenario("Incus, dir, running", Product::Incus, "plain", running()),
+        scenario(
+            "Incus, dir, a running virtual machine",
+            Product::Incus,
+            "plain",
+            InstanceOptions::vm(),
+        ),
         scenario(
             "LXD, dir, running, snapshots",
             Product::Lxd,
@@ -302,7 +307,9 @@ fn state(world: &World) -> Vec<String> {
             let theirs: Vec<&String> = snapshots.iter().filter(|n| !ours(n)).collect();
             let unique = marks::is_unique_name(&i.at.name);
             let name = if unique { "berth-*" } else { i.at.name.as_str() };
-            let guarded = i.devices.contains_key(marks::GUARD) || marks::role(&i).is_some();
+            let guarded = i.devices.contains_key(marks::GUARD)
+                || i.config.keys().any(|key| key.contains(marks::GUARD))
+                || marks::role(&i).is_some();
             let autostart = i.config.get(marks::AUTOSTART);
             lines.push(format!(
                 "{server} {name} {:?} copy={of} data={data:?} guarded={guarded} autostart={autostart:?} {theirs:?} own={own}",

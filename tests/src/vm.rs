@@ -202,10 +202,7 @@ impl Lab {
         });
         server.must("POST", &path, body).await;
         let node = new.member.as_deref().map_or(server, |member| self.server(member));
-        // a disk that is all zero would be cut to one byte by a move on dir pools
-        let image = node.root_image(name, &new.pool);
-        let fill = format!("dd if=/dev/urandom of={image} bs=1M count=8 conv=notrunc 2>/dev/null");
-        node.control(&["exec", &node.name, "sh", "-c", &fill]).await;
+        node.fill_disk(name, &new.pool).await;
         for number in 0..new.snapshots {
             let path = format!("/1.0/instances/{name}/snapshots");
             server.must("POST", &path, json!({"name": format!("s{number}")})).await;
@@ -258,7 +255,14 @@ impl Server {
         found.lines().filter_map(number).collect()
     }
 
-    /// SHA-256 of the root disk of a virtual machine that does not run.
+    /// Other data on the root disk of a virtual machine; one that is all zero would be cut to one byte by a move on dir pools.
+    pub async fn fill_disk(&self, name: &str, pool: &str) {
+        let image = self.root_image(name, pool);
+        let fill = format!("dd if=/dev/urandom of={image} bs=1M count=8 conv=notrunc,fsync 2>/dev/null");
+        self.control(&["exec", &self.name, "sh", "-c", &fill]).await;
+    }
+
+    /// SHA-256 of the root disk of a virtual machine that does not run, or whose guest does not write.
     pub async fn disk_checksum(&self, name: &str, pool: &str) -> String {
         let image = self.root_image(name, pool);
         let sum = self.control(&["exec", &self.name, "sha256sum", &image]).await;
