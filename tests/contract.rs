@@ -5,78 +5,14 @@
 mod contract;
 #[path = "contract/real.rs"]
 mod real;
+#[path = "contract/servers.rs"]
+mod servers;
 
 use std::process::ExitCode;
-use std::time::Duration;
 
-use async_trait::async_trait;
-use berth_client::HttpServer;
 use berth_core::model::Product;
-use berth_core::server::Server;
-use berth_tests::{Needs, NewInstance, Server as LabServer, Suite, Test};
-use contract::{New, World};
-
-struct Real {
-    test: Test,
-    product: Product,
-    servers: [(&'static LabServer, HttpServer); 2],
-}
-
-impl Real {
-    fn new(test: Test, product: Product) -> Self {
-        let names = match product {
-            Product::Incus => ["i1", "i2"],
-            Product::Lxd => ["l1", "l2"],
-        };
-        let lab = test.lab();
-        let servers = names.map(|name| {
-            let server = lab.server(name);
-            (server, real::client(&test, &[name], None))
-        });
-        Self { test, product, servers }
-    }
-}
-
-#[async_trait]
-impl World for Real {
-    fn product(&self) -> Product {
-        self.product
-    }
-
-    fn source(&self) -> &dyn Server {
-        &self.servers[0].1
-    }
-
-    fn target(&self) -> &dyn Server {
-        &self.servers[1].1
-    }
-
-    fn source_address(&self) -> String {
-        self.servers[0].1.peer_address()
-    }
-
-    fn target_address(&self) -> String {
-        self.servers[1].1.peer_address()
-    }
-
-    fn name(&self, base: &str) -> String {
-        self.test.unique(base)
-    }
-
-    async fn make(&self, name: &str, new: New) {
-        let container = NewInstance {
-            start: new.running,
-            snapshots: new.snapshots,
-            ignore_stop: new.ignores_stop,
-            ..NewInstance::default()
-        };
-        self.servers[0].0.create(name, &container).await;
-    }
-
-    async fn pause(&self) {
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-}
+use berth_tests::{Needs, Suite, Test};
+use servers::Real;
 
 fn with_real_only(suite: Suite) -> Suite {
     macro_rules! add {

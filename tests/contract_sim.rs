@@ -2,6 +2,8 @@
 
 #[path = "contract/mod.rs"]
 mod contract;
+#[path = "contract/guests.rs"]
+mod guests;
 
 use std::time::Duration;
 
@@ -10,6 +12,7 @@ use berth_core::model::Product;
 use berth_core::server::Server;
 use berth_sim::{Guest, InstanceOptions, Options, SimServer, World as Simulated};
 use contract::{New, World};
+use guests::Guests;
 
 /// Two servers of one product. The invariants of the move protocol are not looked at: nothing here is a move.
 struct Sim {
@@ -22,9 +25,10 @@ impl Sim {
     fn new(product: Product) -> Self {
         let world = Simulated::new();
         let servers = ["a", "b"].map(|name| {
-            world.add_server(name, product, Options::default());
+            world.add_server(name, product, Options::default().pool("plain", "dir"));
             world.connect("contract", name)
         });
+        world.add_server("c", product, Options::cluster(&["m1", "m2"]));
         Self {
             world,
             product,
@@ -99,3 +103,48 @@ macro_rules! tests_of {
 }
 
 every_check!(tests_of);
+
+#[async_trait]
+impl Guests for Sim {
+    async fn make_guest(&self, name: &str, guest: guests::Guest) {
+        let pool = if guest.member.is_some() { "default" } else { "plain" };
+        let root = [("type", "disk"), ("path", "/"), ("pool", pool)];
+        let mut options = InstanceOptions::vm().device("root", &root);
+        (options.running, options.member) = (guest.running, guest.member.map(str::to_owned));
+        if guest.stateful {
+            options = options.key("migration.stateful", "true");
+        }
+        let server = if guest.member.is_some() { "c" } else { "a" };
+        self.world.add_instance(server, &contract::at(name), options);
+    }
+
+    async fn save(&self, name: &str) -> Result<(), String> {
+        self.world.save("a", &contract::at(name))
+    }
+
+    fn cluster(&self) -> Option<Box<dyn Server>> {
+        let incus = self.product == Product::Incus;
+        incus.then(|| -> Box<dyn Server> { Box::new(self.world.connect("contract", "c")) })
+    }
+}
+
+macro_rules! guest_tests_of {
+    ($($check:ident),* $(,)?) => {
+        guest_tests_of! { incus_guests, Product::Incus, $($check)* }
+        guest_tests_of! { lxd_guests, Product::Lxd, $($check)* }
+    };
+    ($word:ident, $product:expr, $($check:ident)*) => {
+        mod $word {
+            use super::*;
+
+            $(
+                #[tokio::test(start_paused = true)]
+                async fn $check() {
+                    guests::$check(&Sim::new($product)).await;
+                }
+            )*
+        }
+    };
+}
+
+every_guest_check!(guest_tests_of);

@@ -6,19 +6,42 @@ use std::time::{Duration, Instant};
 use berth_tests::{NewVm, Placement, Server, Test, seconds, wait_until};
 use serde_json::{Value, json};
 
+#[path = "contract/mod.rs"]
+#[allow(
+    dead_code,
+    unused_macros,
+    reason = "the suite contract has the checks; here are their steps"
+)]
+mod contract;
+#[path = "vms/copies.rs"]
+mod copies;
 #[path = "vms/failures.rs"]
 mod failures;
+#[path = "contract/guests.rs"]
+mod guests;
 #[path = "vms/preflight.rs"]
 mod preflight;
+#[path = "vms/promises.rs"]
+mod promises;
+#[path = "contract/servers.rs"]
+mod servers;
+mod standby;
 #[path = "vms/warm.rs"]
 mod warm;
 
+use copies::{
+    a_guest_that_runs_is_copied_and_refreshed_by_push_and_runs_on,
+    a_guest_that_stands_is_copied_and_refreshed_with_its_disk,
+};
 use failures::{
     a_cancelled_live_move_leaves_the_guest_where_it_was, a_live_move_ends_well_whichever_daemon_is_killed,
     a_live_move_over_a_slow_link_is_given_up_in_time, a_live_move_whose_link_is_cut_ends_with_one_guest,
     two_guests_that_ran_for_too_long_are_told_to_a_person,
 };
 use preflight::{each_condition_of_a_live_move_is_named_with_a_fix_that_works, live_alone_never_stops_a_guest};
+use promises::{
+    incus_servers_do_with_guests_what_is_taken_for_granted, lxd_servers_do_with_guests_what_is_taken_for_granted,
+};
 use warm::a_running_guest_whose_state_cannot_be_saved_moves_warm_with_all_that_it_wrote;
 
 berth_tests::suite! {
@@ -38,6 +61,10 @@ berth_tests::suite! {
         each_condition_of_a_live_move_is_named_with_a_fix_that_works,
         a_cancelled_live_move_leaves_the_guest_where_it_was,
         two_guests_that_ran_for_too_long_are_told_to_a_person,
+        a_guest_that_stands_is_copied_and_refreshed_with_its_disk,
+        a_guest_that_runs_is_copied_and_refreshed_by_push_and_runs_on,
+        incus_servers_do_with_guests_what_is_taken_for_granted,
+        lxd_servers_do_with_guests_what_is_taken_for_granted,
     ],
     alone: [
         a_live_move_whose_link_is_cut_ends_with_one_guest,

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use berth_client::{Endpoint, HttpServer, Identity, ServerTrust, certificate_fingerprint, connect, trust};
+use berth_client::{certificate_fingerprint, trust};
 use berth_core::model::{InstanceRef, MemberStatus, Power};
 use berth_core::server::{AcceptRequest, FailureKind, OfferRequest, Peer, Relocation, Server, ServerEvent};
 use berth_tests::{NewInstance, Test, wait_for};
@@ -13,22 +13,7 @@ use secrecy::SecretString;
 use serde_json::{Value, json};
 
 use super::contract::{LONG, accept, at, done, instance, kind, refused, start};
-
-/// A client of the servers of those names (of one cluster, if several).
-pub fn client(test: &Test, names: &[&str], identity: Option<Identity>) -> HttpServer {
-    let lab = test.lab();
-    let known = || Identity {
-        certificate: lab.client_cert(),
-        key: lab.client_key().into(),
-    };
-    let endpoint = Endpoint {
-        addresses: names.iter().map(|name| lab.server(name).url.clone()).collect(),
-        peer_address: None,
-        identity: identity.unwrap_or_else(known),
-        trust: ServerTrust::Fingerprint(lab.server(names[0]).fingerprint.clone()),
-    };
-    connect(&endpoint).expect("the lab's certificates can be read")
-}
+use super::servers::client;
 
 fn stopped() -> NewInstance {
     NewInstance {

@@ -98,6 +98,25 @@ pub(crate) fn refusal(host: &Host, project: &str, before: Option<&Inst>, after: 
     wrong.or_else(|| restriction(host, project, before, after))
 }
 
+/// Why a change has to wait until the instance has stopped.
+pub(crate) fn needs_stop(before: &Inst, after: &Inst) -> Option<String> {
+    if !before.runs() || before.kind == InstanceKind::Container {
+        return None;
+    }
+    let fixed = |key: &&String| key.starts_with("migration.") || key.starts_with("raw.");
+    let mut keys = before.config.keys().chain(after.config.keys()).filter(fixed);
+    let key = keys.find(|key| before.config.get(*key) != after.config.get(*key))?;
+    Some(format!("Key \"{key}\" cannot be updated when VM is running"))
+}
+
+/// What LXD 5.0 answers to a change of `user.*` that it has made, where no agent in the guest can be told.
+pub(crate) fn nobody_listens(host: &Host, before: &Inst, after: &Inst) -> Option<String> {
+    let told = host.product == Product::Lxd && before.runs() && before.kind == InstanceKind::VirtualMachine;
+    let mut keys = before.config.keys().chain(after.config.keys());
+    let changed = keys.any(|key| key.starts_with("user.") && before.config.get(key) != after.config.get(key));
+    (told && changed).then(|| "LXD VM agent isn't currently running".to_owned())
+}
+
 fn known_key(host: &Host, key: &str) -> bool {
     const PREFIXES: [&str; 14] = [
         "boot.",
@@ -194,6 +213,12 @@ pub(crate) fn unstartable_device(host: &Host, name: &str, d: &Device) -> Option<
     }
 }
 
+/// Why some device of an instance cannot start on this host.
+pub(crate) fn unstartable_devices(host: &Host, project: &str, i: &Inst) -> Option<String> {
+    let (_, devices) = expand(host, project, i);
+    devices.iter().find_map(|(n, d)| unstartable_device(host, n, d))
+}
+
 /// Why an instance cannot be started, whoever asks.
 pub(crate) fn unstartable(host: &Host, project: &str, name: &str, i: &Inst) -> Option<String> {
     if i.runs() {
@@ -217,7 +242,7 @@ pub(crate) fn unstartable(host: &Host, project: &str, name: &str, i: &Inst) -> O
     if member.is_some_and(|m| m.status != berth_core::model::MemberStatus::Online) {
         return Some("Cluster member is evacuated".to_owned());
     }
-    let (config, devices) = expand(host, project, i);
+    let (config, _) = expand(host, project, i);
     if host.has("instance_protection_start") && config.get(marks::PROTECTION_START).is_some_and(|v| v == "true") {
         return Some("Instance is protected from being started".to_owned());
     }
@@ -232,7 +257,7 @@ pub(crate) fn unstartable(host: &Host, project: &str, name: &str, i: &Inst) -> O
             )
         })
     });
-    taken.or_else(|| devices.iter().find_map(|(n, d)| unstartable_device(host, n, d)))
+    taken.or_else(|| unstartable_devices(host, project, i))
 }
 
 /// The MAC addresses that new network interfaces get.

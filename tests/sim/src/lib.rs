@@ -7,6 +7,7 @@ mod config;
 mod criu;
 mod evacuate;
 mod faults;
+mod guests;
 mod invariants;
 mod migrate;
 mod operations;

@@ -92,16 +92,9 @@ impl State {
         if request.snapshot.as_ref().is_some_and(|name| !found(name)) {
             return Err(ServerError::new(FailureKind::NotFound, what, "Snapshot not found"));
         }
-        let stateful = i.config.get("migration.stateful").is_some_and(|v| v == "true");
-        let container = i.kind == InstanceKind::Container;
-        if live && container && !host.criu {
+        if live && i.kind == InstanceKind::Container && !host.criu {
             return Err(refused(
                 "Unable to perform live container migration. CRIU isn't installed on the source server",
-            ));
-        }
-        if live && !container && !stateful {
-            return Err(refused(
-                "Stateful migration requires migration.stateful to be set to true",
             ));
         }
         if i.busy.as_ref().is_some_and(|b| b.action == "migrate") {
@@ -148,6 +141,10 @@ impl State {
         } else {
             self.create(server, request, what)?
         };
+        if let Some(why) = self.misses_state(server, request) {
+            self.vanish(server, born, None);
+            return Err(ServerError::new(FailureKind::Refused, what, why));
+        }
         let host = self.host(server, what)?;
         let cancellable = host.product == Product::Incus && host.version.starts_with('7');
         let waiting = Waiting {
@@ -355,15 +352,18 @@ impl State {
 
     /// Both ends found each other.
     pub fn join(&mut self, source: (&str, &OperationId, &Waiting), target: (&str, &OperationId, &Waiting), pull: bool) {
-        let sides = |w: &Waiting| matches!(w.side, Side::Source);
         let start = self
             .inst_by_born(source.0, source.2.born)
             .map(|i| (i.data, i.last_used_at, i.runs(), i.busy.clone()));
+        let live = source.2.live && target.2.live;
+        let ends = [(source.0, source.2.born), (target.0, target.2.born)];
+        let asked = [source.2.live, target.2.live];
+        let of_guest = self.guest_stays(ends, asked, source.2.snapshot.is_some());
         let problem = match &start {
-            _ if !sides(source.2) || sides(target.2) => Some("websocket: bad handshake".to_owned()),
+            _ if source.2.is_target() || !target.2.is_target() => Some("websocket: bad handshake".to_owned()),
             None => Some("Instance not found".to_owned()),
             Some((.., Some(busy))) => Some(format!("Instance is busy running a \"{}\" operation", busy.action)),
-            Some((.., None)) => None,
+            Some((.., None)) => of_guest,
         };
         let (mut data, used, ran) = start.map_or((0, Timestamp::UNIX_EPOCH, false), |(d, u, r, _)| (d, u, r));
         let snapshots = self.inst_by_born(source.0, source.2.born).map(|i| i.snapshots.clone());
@@ -381,7 +381,7 @@ impl State {
         let transfer = Transfer {
             source: end_of(source),
             target: end_of(target),
-            live: source.2.live && target.2.live,
+            live,
             refresh: target.2.refresh,
             exclude_older: target.2.exclude_older,
             instance_only: source.2.instance_only || target.2.instance_only || source.2.snapshot.is_some(),
@@ -480,10 +480,8 @@ impl State {
             }
             return self.later(link, Due::LinkTimeout(id));
         }
-        let lxd = self
-            .servers
-            .get(&t.target.server)
-            .is_some_and(|h| h.product == Product::Lxd);
+        let target = self.servers.get(&t.target.server);
+        let lxd = target.is_some_and(|h| h.product == Product::Lxd);
         let unknown = |i: &Inst| {
             i.snapshots
                 .iter()
@@ -497,6 +495,9 @@ impl State {
         {
             let why = "Failed creating instance snapshot record: Unknown configuration key: volatile.last_state.ready";
             return self.break_transfer(id, why, false);
+        }
+        if let Some(why) = self.cannot_go_on(&t) {
+            return self.break_transfer(id, &why, false);
         }
         let tail = self
             .servers

@@ -65,6 +65,24 @@ impl World {
         })
     }
 
+    /// A person stops a virtual machine and has its running state saved.
+    pub fn save(&self, server: &str, at: &InstanceRef) -> Result<(), String> {
+        self.by_person(server, at, "saves", |s, born| {
+            let running = s.inst_by_born(server, born).is_some_and(|i| i.runs());
+            if !running {
+                return Err("The instance is already stopped".to_owned());
+            }
+            if let Some(why) = s.stays(server, born, true) {
+                return Err(why);
+            }
+            s.guest_stops(server, born);
+            if let Some(i) = s.inst_by_born(server, born) {
+                i.stateful = true;
+            }
+            Ok(())
+        })
+    }
+
     /// A person deletes a stopped instance. It is not missed: the newest data of its identity are not looked for any more
     /// if no other copy has them.
     pub fn delete(&self, server: &str, at: &InstanceRef) -> Result<(), String> {

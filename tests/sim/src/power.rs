@@ -8,7 +8,6 @@ use berth_core::model::{InstanceKind, InstanceRef, Power, Product};
 use berth_core::server::{OperationId, OperationState, PowerAction};
 
 use crate::config;
-use crate::migrate::Transfer;
 use crate::operations::{Due, Work};
 use crate::options::Guest;
 use crate::state::{Answered, Busy, Content, State};
@@ -107,20 +106,6 @@ impl State {
             i.data = newest + 1;
             i.content = Content::Complete;
         }
-    }
-
-    /// Whether the running state goes by way of the disk: a virtual machine, and a server that cannot hand it over.
-    pub fn saves_state(&self, t: &Transfer) -> bool {
-        let ends = [&t.source, &t.target];
-        let able = ends
-            .iter()
-            .all(|e| self.servers.get(&e.server).is_some_and(|h| h.has("migration_vm_live")));
-        let source = self.servers.get(&t.source.server).and_then(|h| {
-            let at = h.born(t.source.born)?;
-            h.instances.get(&at)
-        });
-        let vm = source.is_some_and(|i| i.kind == InstanceKind::VirtualMachine);
-        t.live && t.ran && vm && !able
     }
 
     /// Whether a live move has just resumed the guest on its target, beside the one on its source.

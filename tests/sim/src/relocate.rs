@@ -56,6 +56,10 @@ impl State {
             to.member = choose_member(host, to.member.as_deref(), i.member.as_deref()).map_err(refused)?;
         }
         let after = host.timing.relocate;
+        if let Some(why) = self.stays(server, i.born, false).filter(|_| to.live && i.runs()) {
+            return Ok(self.begin_ended(server, "Migrating instance", at, Err(why), by));
+        }
+        let host = self.host(server, what)?;
         let restart = i.runs() && host.product == Product::Lxd && !to.live;
         if restart {
             self.go_down(server, i.born, by);

@@ -301,6 +301,9 @@ impl State {
         if let Some(why) = config::refusal(host, &at.project, Some(before), &after) {
             return Err(refused(why));
         }
+        if let Some(why) = config::needs_stop(before, &after) {
+            return Err(ServerError::new(FailureKind::Running, what, why));
+        }
         let added = after.devices.iter().filter(|(n, d)| before.devices.get(*n) != Some(*d));
         let hot_plug = added
             .filter(|_| before.runs())
@@ -325,9 +328,10 @@ impl State {
             counter
         });
         touch(&mut after, host.driver(&before.pool) == "btrfs");
+        let unheard = config::nobody_listens(host, before, &after);
         host.instances.insert(at.clone(), after);
         host.lifecycle(at, "instance-updated", None);
-        Ok(())
+        unheard.map_or(Ok(()), |why| Err(refused(why)))
     }
 
     pub fn snapshot(
