@@ -141,9 +141,17 @@ pub async fn instance(server: &dyn Server, name: &str) -> Instance {
     fresh(server, name).await.instance
 }
 
-/// Waits for the end of an operation.
+/// Waits for the end of an operation. On a busy machine a cluster may be without a leader for a moment.
 pub async fn wait_end(server: &dyn Server, operation: &OperationId) -> OperationState {
-    server.wait(operation, LONG).await.expect("the server answers")
+    let mut left = 60;
+    loop {
+        match server.wait(operation, LONG).await {
+            Ok(state) => return state,
+            Err(error) if error.is_transient() && left > 0 => left -= 1,
+            Err(error) => panic!("the server answers: {error}"),
+        }
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
 }
 
 /// Waits for the end of an operation that was begun.
