@@ -32,14 +32,15 @@ berth_tests::suite! {
         processes_move_between_servers_of_incus_6_with_and_without_a_network_card,
         processes_move_between_servers_of_incus_7_with_and_without_a_network_card,
         a_large_process_moves_with_its_memory_copied_in_rounds,
-        processes_without_privileges_move_where_files_have_their_owners_on_the_disk,
-        files_that_belong_to_nobody_are_found_and_the_container_runs_where_it_was,
         each_condition_of_a_live_move_of_a_container_is_named_with_a_fix_that_works,
         what_criu_cannot_move_stays_as_it_is_or_moves_by_the_next_method,
         a_container_falls_from_live_to_warm_to_cold_in_one_placement,
         a_live_move_of_a_container_that_is_cancelled_leaves_it_as_it_was,
     ],
     alone: [
+        // these start the target's daemon anew where they must
+        processes_without_privileges_move_where_files_have_their_owners_on_the_disk,
+        files_that_belong_to_nobody_are_found_and_the_container_runs_where_it_was,
         a_server_without_criu_is_remembered_until_somebody_asks_again,
         a_live_move_of_a_container_ends_well_whichever_daemon_is_killed,
     ],
@@ -121,21 +122,27 @@ async fn ended(test: &Test, name: &str, nth: usize) -> Value {
 
 /// The end of the first live move of an unprivileged container that CRIU itself did not fail: now and then it cannot open
 /// its own files while it restores one (`timens-0.img: Permission denied`), and then the processes go on where they were.
-async fn ended_of_unprivileged(test: &Test, name: &str, source: &Server) -> Value {
+async fn ended_of_unprivileged(test: &Test, name: &str, source: &Server, target: &Server) -> Value {
     for nth in 0..10 {
         let one = ended(test, name, nth).await;
         let why = one["status"]["undo"]["message"].as_str().unwrap_or_default();
-        // what was half restored keeps its name for a minute or two: that is tried again without being asked for
         let busy = why.contains("Instance is busy");
         if !why.contains("Permission denied") && !busy {
             return one;
         }
         eprintln!("{name}: attempt {nth} failed: {why}");
         goes_on(source, name).await;
-        if !busy {
-            let asked = json!({"metadata": {"annotations": {"reconcile.fluxcd.io/requestedAt": nth.to_string()}}});
-            test.patch("InstancePlacement", name, asked).await;
+        if busy {
+            // what was half restored keeps its name for minutes; a daemon that begins again has forgotten it
+            target.kill_daemon().await;
+            target.start_daemon().await;
+            wait_for("the daemon to answer", LONG, || async {
+                target.instances().await.map(drop).map_err(|error| error.to_string())
+            })
+            .await;
         }
+        let asked = json!({"metadata": {"annotations": {"reconcile.fluxcd.io/requestedAt": nth.to_string()}}});
+        test.patch("InstancePlacement", name, asked).await;
     }
     panic!("CRIU restores no unprivileged container at all");
 }
@@ -215,7 +222,7 @@ async fn processes_without_privileges_move_where_files_have_their_owners_on_the_
     test.wait_in_place(&name, "t3", LONG).await;
     let (source, target) = (test.lab().server("t3"), test.lab().server("t2"));
     test.retarget(&name, json!({"server": "t2"})).await;
-    let done = ended_of_unprivileged(&test, &name, source).await;
+    let done = ended_of_unprivileged(&test, &name, source, target).await;
     assert_eq!(done["status"]["outcome"], "Succeeded", "{done:#}");
     let still = goes_on(target, &name).await;
     let said = &done["status"]["downtime"];

@@ -61,16 +61,16 @@ impl Writer {
         begun.unwrap_or_else(|error| panic!("{name}: {error}"));
         let stop = Arc::new(AtomicBool::new(false));
         let (name, over) = (name.to_owned(), Arc::clone(&stop));
+        // it has written before anything else happens
+        let first = write(server, &name, 0).await;
+        let mut acknowledged = first.unwrap_or_else(|| panic!("{name} cannot write"));
         let task = tokio::spawn(async move {
-            let mut acknowledged = Vec::new();
-            for n in 0.. {
-                let (first, last) = (n * 20, n * 20 + 19);
-                let write = format!("for i in $(seq {first} {last}); do echo $i >>/root/written; done; sync");
+            for n in 1.. {
                 // from its stop on the guest acknowledges nothing more here
-                if over.load(Ordering::SeqCst) || server.exec(&name, &["sh", "-c", &write]).await.is_err() {
-                    break;
+                match write(server, &name, n).await {
+                    Some(numbers) if !over.load(Ordering::SeqCst) => acknowledged.extend(numbers),
+                    Some(_) | None => break,
                 }
-                acknowledged.extend(first..=last);
             }
             acknowledged
         });
@@ -82,6 +82,14 @@ impl Writer {
         self.stop.store(true, Ordering::SeqCst);
         self.task.await.unwrap_or_default()
     }
+}
+
+/// Has the guest write twenty numbers; those, once they are on its disk.
+async fn write(server: &Server, name: &str, n: u64) -> Option<Vec<u64>> {
+    let (first, last) = (n * 20, n * 20 + 19);
+    let write = format!("for i in $(seq {first} {last}); do echo $i >>/root/written; done; sync");
+    let done = server.exec(name, &["sh", "-c", &write]).await;
+    done.is_ok().then(|| (first..=last).collect())
 }
 
 async fn snapshots(server: &Server, name: &str) -> Vec<String> {

@@ -151,7 +151,7 @@ pub async fn files_that_belong_to_nobody_are_found_and_the_container_runs_where_
     source
         .patch(&name, json!({"config": {"volatile.last_state.idmap": ""}}))
         .await;
-    let first = ended_of_unprivileged(&test, &name, source).await;
+    let first = ended_of_unprivileged(&test, &name, source, lab.server("t2")).await;
     suspend(&test, &name).await;
     assert_eq!(first["status"]["outcome"], "Undone", "{first:#}");
     let why = first["status"]["undo"]["message"].as_str().unwrap_or_default();

@@ -69,23 +69,33 @@ healthy() {
 bridge() { # NAME ADDRESS: a fixed hardware address, or the peers keep stale ones when a port leaves
   ip link add "$1" address "02:be:00:$(printf %02x "$LAB_ID"):00:${3}" type bridge && ip addr add "$2/24" dev "$1" && ip link set "$1" up || die "cannot make the bridge $1"
 }
-up() {
-  local n pids="" p bad=0 no7
-  no7=$(what_is_missing_for_incus7); [ -z "$LAB_INCUS7" ] || [ -z "$no7" ] || { log "without $LAB_INCUS7: $no7"; LAB_INCUS7=; }
-  if healthy; then log "is up already: $LAB_DIR"; return; fi
+bring_up() {
+  local n pids="" p bad=0
   down quiet
-  missing=$(what_is_missing); [ -z "$missing" ] || die "$missing"
   mkdir -p "$LAB_DIR"; chmod 711 "$LAB_DIR"; cp "$HERE/inside.sh" "$LAB_DIR/" # a server with a root of its own sees no other folder
   declare -p LAB_INCUS LAB_LXD LAB_CLUSTER LAB_LXD_CLUSTER LAB_INCUS7 LAB_POOL_SIZE LAB_DEBUG LAB_VMS LAB_CRIU LAB_SHIFTED >"$LAB_DIR/lab.conf"
   bridge "$PFX" "$NET.1" 01; bridge "$PFX-lan" "$LAN.1" 02
   make_image "$LAB_DIR/busybox.tar.gz"; make_client_keys
   for n in $(all_nodes); do make_criu "$n"; done
   log "image and keys made"
-  for n in $LAB_INCUS $LAB_LXD $LAB_INCUS7; do { standalone_up "$n" && log "$n is up"; } & pids="$pids $!"; done
-  if [ -n "$LAB_CLUSTER" ]; then { cluster_up $LAB_CLUSTER && log "cluster $LAB_CLUSTER is up"; } & pids="$pids $!"; fi
-  if [ -n "$LAB_LXD_CLUSTER" ]; then { cluster_up $LAB_LXD_CLUSTER && log "cluster $LAB_LXD_CLUSTER is up"; } & pids="$pids $!"; fi
+  for n in $LAB_INCUS $LAB_LXD $LAB_INCUS7; do one_up "$n" standalone_up "$n" & pids="$pids $!"; done
+  if [ -n "$LAB_CLUSTER" ]; then one_up "cluster $LAB_CLUSTER" cluster_up $LAB_CLUSTER & pids="$pids $!"; fi
+  if [ -n "$LAB_LXD_CLUSTER" ]; then one_up "cluster $LAB_LXD_CLUSTER" cluster_up $LAB_LXD_CLUSTER & pids="$pids $!"; fi
   for p in $pids; do wait "$p" || bad=1; done
-  [ $bad = 0 ] || { tail -n 5 "$LAB_DIR"/*.out >&2; die "not every server came up; see $LAB_DIR/*.out"; }
+  return $bad
+}
+one_up() { # WHAT CMD...: says how it went, and if not well, why
+  local what=$1 said; shift; said=$LAB_DIR/${what// /-}.up
+  # exec, so that no daemon keeps a copy of what this script prints to
+  if (exec >"$said" 2>&1; "$@"); then log "$what is up"; else log "$what is not up: $(grep -v '^$' "$said" | tail -n 5)"; return 1; fi
+}
+up() {
+  local no7
+  no7=$(what_is_missing_for_incus7); [ -z "$LAB_INCUS7" ] || [ -z "$no7" ] || { log "without $LAB_INCUS7: $no7"; LAB_INCUS7=; }
+  if healthy; then log "is up already: $LAB_DIR"; return; fi
+  missing=$(what_is_missing); [ -z "$missing" ] || die "$missing"
+  # now and then a fresh daemon fails at its first configuration
+  bring_up || { log "once more"; bring_up; } || die "not every server came up"
   client_config; describe >"$LAB_DIR/lab.json.new" && mv "$LAB_DIR/lab.json.new" "$LAB_DIR/lab.json"
   log "all is up: $LAB_DIR/lab.json"
 }
