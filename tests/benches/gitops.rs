@@ -48,7 +48,7 @@ impl Row {
 }
 
 async fn measure(test: Test) {
-    let runs = common::numbers("BERTH_BENCH_RUNS", "5").first().copied().unwrap_or(5);
+    let runs = common::runs(5);
     let controller = test.controller().await;
     let mut rows = vec![with_flux(&test, runs).await];
     rows.extend(with_argo(&test, runs).await);

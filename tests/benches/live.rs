@@ -37,7 +37,7 @@ async fn measure(test: Test) {
          A guest of 128 MiB with an emulated processor, 8 MiB of disk and ten signs of life a second, moved between two servers\n\
          on one machine, {runs} times by Berth and {runs} times by hand in turns. By hand means `incus move --target` inside the\n\
          cluster, and `incus move` between servers, which ends the guest at the source by force. *Silent* is the longest time\n\
-         in which nothing new was heard of the guest; Incus asks QEMU once a second how far it is, so by chance it is about 0.6 s
+         in which nothing new was heard of the guest; Incus asks QEMU once a second how far it is, so by chance it is about 0.6 s\n\
          or about 1.5 s. "
     );
     report("live", &intro, &all);

@@ -16,6 +16,7 @@ use super::kept;
 use super::pass::{Pass, Transition};
 use super::verify;
 use super::view::{Copy, EndView};
+use super::warm::whole_millis;
 use crate::marks::{self, Role};
 use crate::model::{Change, InstanceRef, Power, Product, ServerFacts};
 use crate::records::Record;
@@ -159,8 +160,7 @@ fn found(p: &mut Pass<'_>, source: &Copy) -> Transition {
 pub(super) fn stood_still(p: &mut Pass<'_>) {
     let stood = p.spent().frozen;
     if !stood.is_zero() && !criu::in_rounds(&p.record) {
-        let millis = i64::try_from(stood.as_millis()).unwrap_or(i64::MAX);
-        p.record.status.downtime = Some(GoDuration::from_millis(millis));
+        p.record.status.downtime = Some(whole_millis(stood));
     }
 }
 

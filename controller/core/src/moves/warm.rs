@@ -132,7 +132,7 @@ fn keep_round(p: &mut Pass<'_>) {
     }
 }
 
-fn whole_millis(d: Duration) -> GoDuration {
+pub(super) fn whole_millis(d: Duration) -> GoDuration {
     GoDuration::from_millis(i64::try_from(d.as_millis()).unwrap_or(i64::MAX))
 }
 
