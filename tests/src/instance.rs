@@ -8,6 +8,9 @@ use serde_json::{Value, json};
 use crate::rest::{self, ApiError};
 use crate::{Product, Server, wait_for};
 
+/// A helper for files ends when nobody asked it for 15 s (Incus and LXD, `forkfile`).
+const HELPER_ENDS: Duration = Duration::from_secs(17);
+
 /// An instance to create: a busybox container that counts. Start from `NewInstance::default()`.
 #[derive(Clone, Debug)]
 pub struct NewInstance {
@@ -266,7 +269,9 @@ impl Server {
         }
     }
 
-    /// A request about a file. On a busy machine a daemon may ask its own helper before that listens, and says so.
+    /// A request about a file. All servers here but the newest have a race: a helper that ends (after 15 s in which nobody
+    /// asked) takes the socket of the one that follows it away. The request fails, and so does each that comes while the
+    /// follower, whom nobody reaches, is still there: only leaving it alone helps.
     async fn file_request(
         &self,
         method: Method,
@@ -274,15 +279,15 @@ impl Server {
         headers: &[(&str, &str)],
         data: Vec<u8>,
     ) -> Result<(u16, hyper::body::Bytes), ApiError> {
-        let mut left = 60;
+        let mut left = 3;
         loop {
             let done = rest::raw(&self.socket, method.clone(), uri, headers, data.clone()).await;
-            let early = matches!(&done, Ok((500, body)) if String::from_utf8_lossy(body).contains("forkfile.sock"));
-            if !early || left == 0 {
+            let lost = matches!(&done, Ok((500, body)) if String::from_utf8_lossy(body).contains("forkfile.sock"));
+            if !lost || left == 0 {
                 return done;
             }
             left -= 1;
-            tokio::time::sleep(Duration::from_millis(200)).await;
+            tokio::time::sleep(HELPER_ENDS).await;
         }
     }
 

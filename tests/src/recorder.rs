@@ -65,12 +65,6 @@ impl Recorder {
         versions.collect()
     }
 
-    /// How many versions were seen so far.
-    pub fn count(&self) -> usize {
-        let is_version = |e: &&Entry| matches!(e, Entry::Version(_));
-        lock(&self.histories).values().flatten().filter(is_version).count()
-    }
-
     /// More than one controller writes from now on, each what it sees: the rules are for one.
     pub fn excuse(&self) {
         self.excused.store(true, Ordering::Relaxed);
@@ -84,8 +78,8 @@ impl Recorder {
         lock(&self.histories).values().flat_map(|h| violations(h)).collect()
     }
 
-    /// Everything that was seen, for people.
-    pub(crate) fn dump(&self) -> String {
+    /// Everything that was seen, a line for each version.
+    pub fn dump(&self) -> String {
         let all = lock(&self.histories);
         let entries = all.values().flatten().map(|entry| match entry {
             Entry::Version(object) => object.to_string(),

@@ -3,7 +3,9 @@
 use std::future::Future;
 use std::time::{Duration, Instant};
 
+/// Between two looks: a moment at first, then a twentieth of the time waited so far, since each look costs the servers work.
 const PAUSE: Duration = Duration::from_millis(40);
+const LONGEST: Duration = Duration::from_millis(400);
 
 /// Asks `probe` until it answers `Ok`; after `within` the test fails and says what was waited for and what was seen last.
 pub async fn wait_for<T, F>(what: &str, within: Duration, mut probe: impl FnMut() -> F) -> T
@@ -17,7 +19,7 @@ where
             Err(seen) if start.elapsed() >= within => {
                 panic!("waited {within:?} for {what}; last seen: {seen}");
             }
-            Err(_) => tokio::time::sleep(PAUSE).await,
+            Err(_) => tokio::time::sleep((start.elapsed() / 20).clamp(PAUSE, LONGEST)).await,
         }
     }
 }
