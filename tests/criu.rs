@@ -6,12 +6,15 @@ use std::time::Duration;
 use berth_tests::{NewInstance, Placement, Server, Test, seconds, wait_for};
 use serde_json::{Value, json};
 
+#[path = "criu/connections.rs"]
+mod connections;
 #[path = "criu/failures.rs"]
 mod failures;
 #[path = "criu/preflight.rs"]
 mod preflight;
 mod road;
 
+use connections::a_client_of_another_machine_keeps_its_connection;
 use failures::{
     a_container_falls_from_live_to_warm_to_cold_in_one_placement,
     a_live_move_of_a_container_ends_well_whichever_daemon_is_killed,
@@ -31,6 +34,7 @@ berth_tests::suite! {
     together: [
         processes_move_between_servers_of_incus_6_with_and_without_a_network_card,
         processes_move_between_servers_of_incus_7_with_and_without_a_network_card,
+        a_client_of_another_machine_keeps_its_connection,
         a_large_process_moves_with_its_memory_copied_in_rounds,
         each_condition_of_a_live_move_of_a_container_is_named_with_a_fix_that_works,
         what_criu_cannot_move_stays_as_it_is_or_moves_by_the_next_method,

@@ -2,7 +2,7 @@
 # PID 1 of the lab's containers: counts into /var/lib/counter and ends at once on SIGPWR, which is what liblxc sends for a clean stop, or on
 # SIGRTMIN+3 (37), which it sends instead if PID 1 blocks that at that moment, as systemd does, and any process within fork(2).
 #   /etc/ignore-stop   if it exists: no clean stop works    /etc/ip      a fixed address instead of DHCP
-#   /etc/tick          interval in seconds; each tick then goes to /var/log/ticks with the machine's uptime, one clock for all nodes
+#   /etc/tick          interval in seconds; each tick then goes to /var/log/ticks with the time: what CRIU restores has an uptime that stood still with it
 export PATH=/bin:/sbin:/usr/bin:/usr/sbin
 if [ -e /etc/ignore-stop ]; then trap '' PWR TERM INT 37; else trap 'echo "halt $(date +%s)" >>/var/log/init.log; exit 0' PWR TERM INT 37; fi
 ip link set lo up 2>/dev/null
@@ -13,6 +13,6 @@ echo "boot $(date +%s)" >>/var/log/init.log
 n=$(cat /var/lib/counter 2>/dev/null || echo 0)
 while :; do
   n=$((n + 1)); echo $n >/var/lib/counter.new; mv /var/lib/counter.new /var/lib/counter
-  t=$(cat /etc/tick 2>/dev/null) && read -r u _ </proc/uptime && echo "$u $n" >>/var/log/ticks
+  t=$(cat /etc/tick 2>/dev/null) && echo "$EPOCHREALTIME $n" >>/var/log/ticks
   sleep "${t:-0.1}" & wait $!
 done

@@ -2,9 +2,10 @@
 # Read by lab.sh. Servers start in it as in a machine of their own; what they write there is gone with them.
 
 ROOT_SUITE=trixie
-ROOT_RECIPE=1 # raise it whenever the packages change: the folder's name tells one root from another
+ROOT_RECIPE=2 # raise it whenever the packages change: the folder's name tells one root from another
 ROOT_SERVER="incus-base incus-client" # from backports, the rest from the suite itself
-ROOT_TOOLS="btrfs-progs dnsmasq-base nftables iptables attr acl rsync squashfs-tools uidmap iproute2 procps e2fsprogs criu"
+ROOT_TOOLS="btrfs-progs dnsmasq-base nftables iptables attr acl rsync squashfs-tools uidmap iproute2 procps e2fsprogs"
+ROOT_CRIU=forky # from 4.2 on it moves open TCP connections on kernels from 6.16 on; the suite's own is the second choice
 ROOTS=${XDG_CACHE_HOME:-$HOME/.cache}/berth-lab
 INCUS7_ROOT=$ROOTS/$ROOT_SUITE-$ROOT_RECIPE
 
@@ -34,11 +35,14 @@ make_root() { # DIR
 fill_root() { # DIR MIRROR, with the proxy of this machine's apt if it has one
   local dir=$1 suite
   for suite in "$ROOT_SUITE" "$ROOT_SUITE-backports"; do echo "deb $2 $suite main"; done >"$dir/etc/apt/sources.list"
+  printf 'Package: *\nPin: release n=%s\nPin-Priority: 1\n' "$ROOT_CRIU" >"$dir/etc/apt/preferences.d/criu"
   apt-config dump | grep -E '^Acquire::https?::Proxy' >"$dir/etc/apt/apt.conf.d/90proxy"
   cp /etc/resolv.conf /etc/hosts "$dir/etc/"
   printf '#!/bin/sh\nexit 101\n' >"$dir/usr/sbin/policy-rc.d"; chmod 755 "$dir/usr/sbin/policy-rc.d"
   # shellcheck disable=SC2016
   unshare --mount bash -c 'mount -t proc proc "$1/proc"; export DEBIAN_FRONTEND=noninteractive
-    apt() { chroot "$DIR" apt-get install -y -q --no-install-recommends "$@"; }; DIR=$1
-    chroot "$1" apt-get update -q && apt -t "$2" $3 && apt $4' - "$dir" "$ROOT_SUITE-backports" "$ROOT_SERVER" "$ROOT_TOOLS"
+    apt() { chroot "$DIR" apt-get install -y -q --no-install-recommends "$@"; }; DIR=$1 LIST=$1/etc/apt/sources.list.d/criu.list
+    chroot "$1" apt-get update -q && apt -t "$2" $3 && apt $4 || exit 1
+    echo "deb [check-valid-until=no] $6 $5 main" >"$LIST"
+    chroot "$1" apt-get update -q && apt "criu/$5" || { rm "$LIST"; apt criu; }' - "$dir" "$ROOT_SUITE-backports" "$ROOT_SERVER" "$ROOT_TOOLS" "$ROOT_CRIU" "$2"
 }

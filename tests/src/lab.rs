@@ -299,6 +299,11 @@ impl Lab {
     pub fn address(&self) -> String {
         format!("10.213.{}.1", self.id)
     }
+
+    /// An address for a container with the profile `lan`, in a network that reaches all servers and this machine.
+    pub fn guest_address(&self, number: u8) -> String {
+        format!("10.215.{}.{number}", self.id)
+    }
 }
 
 async fn run_client(product: Product, lab: &Path, args: &[&str]) -> Result<String, String> {

@@ -38,6 +38,8 @@ pub struct NewVm {
     pub root: Value,
     /// `migration.stateful`.
     pub stateful: bool,
+    /// More words for QEMU.
+    pub qemu: String,
     /// How many snapshots (s0, s1, ...) to make.
     pub snapshots: usize,
     /// Start it and wait until it ticks (default).
@@ -54,6 +56,7 @@ impl Default for NewVm {
             devices: Value::Null,
             root: json!({}),
             stateful: true,
+            qemu: String::new(),
             snapshots: 0,
             start: true,
             member: None,
@@ -220,8 +223,8 @@ impl Lab {
         let words =
             format!("console=ttyS0 quiet panic=-1 lab.ip={network}.{number}/24 lab.to={network}.255 lab.name={name}");
         let qemu = format!(
-            "-cpu max -kernel {} -initrd {} -append '{words}'",
-            vms.kernel, vms.initrd
+            "-cpu max -kernel {} -initrd {} -append '{words}' {}",
+            vms.kernel, vms.initrd, new.qemu
         );
         let mut config = json!({"limits.cpu": "1", "limits.memory": "128MiB", "raw.qemu": qemu});
         if new.stateful {
@@ -253,6 +256,12 @@ impl Server {
         let found = self.control(&["exec", &self.name, "sh", "-c", &find]).await;
         let number = |line: &str| line.split(' ').nth(2)?.parse().ok();
         found.lines().filter_map(number).collect()
+    }
+
+    /// A small file on the server itself.
+    pub async fn write_on_host(&self, path: &str) {
+        self.control(&["exec", &self.name, "sh", "-c", &format!("echo lab >{path}")])
+            .await;
     }
 
     /// Other data on the root disk of a virtual machine; one that is all zero would be cut to one byte by a move on dir pools.

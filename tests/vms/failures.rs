@@ -78,6 +78,36 @@ pub async fn a_cancelled_live_move_leaves_the_guest_where_it_was(test: Test) {
     runs_once(&test, &vm, &boot).await;
 }
 
+pub async fn a_guest_that_the_target_cannot_take_over_runs_on_and_moves_once_it_can(test: Test) {
+    let (lab, vm) = (test.lab(), test.unique("vm"));
+    let (source, target) = (lab.server("i1"), lab.server("i2"));
+    let file = format!("/var/lib/incus/{vm}.file");
+    source.write_on_host(&file).await;
+    let qemu = format!("-fw_cfg name=opt/lab,file={file}");
+    let new = NewVm {
+        qemu,
+        ..NewVm::default()
+    };
+    lab.create_vm(source, &vm, &new).await;
+    test.add_servers(&["i1", "i2"]).await;
+    test.controller().await;
+    let boot = lab.wait_ticking(&vm).await;
+    test.place(&Placement::new(&vm, "i2").with(json!({"methods": ["Live"]})))
+        .await;
+    let first = ended(&test, &vm).await;
+    assert_eq!(first["status"]["outcome"], "Undone", "{first:#}");
+    assert_eq!(first["status"]["undo"]["reason"], "TargetRefused", "{first:#}");
+    let why = first["status"]["undo"]["message"].as_str().unwrap_or_default();
+    assert!(why.contains(&file), "it says what is missing there: {why}");
+    runs_once(&test, &vm, &boot).await;
+    assert_eq!(lab.whereabouts(&vm).await, [("i1".to_owned(), "Running".to_owned())]);
+    target.write_on_host(&file).await;
+    let asked = json!({"metadata": {"annotations": {"reconcile.fluxcd.io/requestedAt": "now"}}});
+    test.patch("InstancePlacement", &vm, asked).await;
+    test.wait_in_place(&vm, "i2", LONG).await;
+    runs_once(&test, &vm, &boot).await;
+}
+
 pub async fn a_live_move_over_a_slow_link_is_given_up_in_time(test: Test) {
     let lab = test.lab();
     lab.server("i1").throttle("2mbit").await;

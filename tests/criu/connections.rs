@@ -1,0 +1,74 @@
+//! A client elsewhere that talks with a container all the while it is moved live.
+
+use std::time::{Duration, Instant};
+
+use berth_tests::{NewInstance, Placement, Test};
+use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+
+use super::{LONG, ended, goes_on, live, ticking};
+
+const PORT: u16 = 7000;
+
+/// Says a number ten times a second and hears it again, over one connection, until it is told to end: how often, and the longest
+/// time to an answer.
+async fn talk(mut stream: TcpStream, mut over: watch::Receiver<bool>) -> Result<(u32, Duration), String> {
+    let (mut said, mut longest) = (0_u32, Duration::ZERO);
+    while !*over.borrow_and_update() {
+        said += 1;
+        let asked = Instant::now();
+        let mut heard = [0; 4];
+        let answer = async {
+            stream.write_all(&said.to_be_bytes()).await?;
+            stream.read_exact(&mut heard).await
+        };
+        let answer = tokio::time::timeout(LONG, answer).await;
+        match answer {
+            Ok(Ok(_)) if heard == said.to_be_bytes() => longest = longest.max(asked.elapsed()),
+            Ok(Ok(_)) => return Err(format!("{heard:?} instead of {said}")),
+            Ok(Err(error)) => return Err(format!("number {said}: {error}")),
+            Err(_) => return Err(format!("number {said}: no answer within {LONG:?}")),
+        }
+        let _ = tokio::time::timeout(Duration::from_millis(100), over.changed()).await;
+    }
+    Ok((said, longest))
+}
+
+pub async fn a_client_of_another_machine_keeps_its_connection(test: Test) {
+    let (lab, name) = (test.lab(), test.unique("served"));
+    let new = NewInstance {
+        profiles: vec!["default".to_owned(), "lan".to_owned()],
+        ..NewInstance::movable(true, true)
+    };
+    ticking(lab.server("t1"), &name, &new).await;
+    let address = lab.guest_address(200);
+    let serve =
+        format!("ip addr add {address}/24 dev eth0; setsid nc -ll -p {PORT} -e /bin/cat </dev/null >/dev/null 2>&1 &");
+    let serves = lab.server("t1").exec(&name, &["sh", "-c", &serve]).await;
+    assert!(serves.is_ok(), "{serves:?}");
+    let stream = berth_tests::wait_for("the container to take a connection", LONG, || async {
+        let stream = TcpStream::connect((address.as_str(), PORT)).await;
+        stream.map_err(|error| error.to_string())
+    })
+    .await;
+    let (end, over) = watch::channel(false);
+    let client = tokio::spawn(talk(stream, over));
+    test.add_servers(&["t1", "t2"]).await;
+    test.controller().await;
+    test.place(&Placement::new(&name, "t1").with(live())).await;
+    test.wait_in_place(&name, "t1", LONG).await;
+    test.retarget(&name, json!({"server": "t2"})).await;
+    let done = ended(&test, &name, 0).await;
+    // CRIU before 4.2 cannot read what it needs of a TCP socket on kernels from 6.16 on
+    let too_old = done["status"]["undo"]["message"].to_string().contains("criu/sockets.c");
+    assert!(too_old || done["status"]["outcome"] == "Succeeded", "{done:#}");
+    let still = goes_on(lab.server(if too_old { "t1" } else { "t2" }), &name).await;
+    end.send_replace(true);
+    let talked = client.await.unwrap_or_else(|error| panic!("{error}"));
+    let (said, longest) = talked.unwrap_or_else(|error| panic!("the connection is gone: {error}"));
+    eprintln!(
+        "{said} numbers over one connection, the longest answer took {longest:.2?}; stood still for {still:.2} s"
+    );
+}
