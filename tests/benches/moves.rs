@@ -1,6 +1,6 @@
 //! Moves by Berth beside moves by hand: the same servers, container and pool, alternating in one run.
 //!
-//! Prints tables and writes docs/benchmarks.md. Downtime is measured inside the container, which notes the machine's uptime
+//! Prints tables and writes docs/benchmarks.md. Downtime is measured inside the container, which notes the time
 //! every few milliseconds: the largest gap is the time in which it did not run.
 
 use std::collections::BTreeMap;

@@ -50,6 +50,11 @@ impl GoDuration {
         }))
     }
 
+    /// A measured time without what is shorter than a millisecond.
+    pub fn whole_millis(measured: Duration) -> Self {
+        Self::from_millis(Self(measured).as_millis())
+    }
+
     /// The duration in whole milliseconds, as far as an `i64` reaches.
     pub fn as_millis(&self) -> i64 {
         i64::try_from(self.0.as_millis()).unwrap_or(i64::MAX)

@@ -47,7 +47,7 @@ impl fmt::Display for Closed {
             Closed::Until(Some(at)) => write!(f, "waits for the window that opens at {at}"),
             Closed::Until(None) => f.write_str("none of the windows ever opens again"),
             Closed::TooShort(needs) => {
-                let needs = GoDuration::from_millis(i64::try_from(needs.as_millis()).unwrap_or(i64::MAX));
+                let needs = GoDuration::whole_millis(needs.unsigned_abs());
                 write!(
                     f,
                     "none of the windows is as long as the {needs} that it is expected to take"

@@ -12,7 +12,7 @@ use super::source::Sought;
 use super::{Step, Transition, due};
 use crate::marks;
 use crate::model::{InstanceRef, Power};
-use crate::moves::{Copy, Effect, EffectKind, End, EndView, Look, Outcome, Request, Task};
+use crate::moves::{Copy, Effect, EffectKind, End, EndView, Look, Outcome, Request, Task, one_line};
 use crate::plan::World;
 use crate::server::{FailureKind, Progress, ServerError};
 
@@ -20,8 +20,6 @@ use crate::server::{FailureKind, Progress, ServerError};
 const RETRY: Duration = Duration::from_secs(2);
 /// How long an end is waited for before that is said.
 const PATIENCE: i64 = 10_000;
-/// Longest message that is kept.
-const MESSAGE_MAX: usize = 500;
 
 /// Everything that a step is decided from.
 #[derive(Clone, Debug)]
@@ -311,14 +309,4 @@ impl<'a> Pass<'a> {
         }
         Some(self.wait(Duration::from_secs(5)))
     }
-}
-
-/// A server's words as one sentence.
-pub(super) fn one_line(message: &str) -> String {
-    let mut line = message.split_whitespace().collect::<Vec<_>>().join(" ");
-    if let Some((end, _)) = line.char_indices().nth(MESSAGE_MAX) {
-        line.truncate(end);
-        line.push('…');
-    }
-    line
 }

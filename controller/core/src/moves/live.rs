@@ -16,7 +16,6 @@ use super::kept;
 use super::pass::{Pass, Transition};
 use super::verify;
 use super::view::{Copy, EndView};
-use super::warm::whole_millis;
 use crate::marks::{self, Role};
 use crate::model::{Change, InstanceRef, Power, Product, ServerFacts};
 use crate::records::Record;
@@ -160,7 +159,7 @@ fn found(p: &mut Pass<'_>, source: &Copy) -> Transition {
 pub(super) fn stood_still(p: &mut Pass<'_>) {
     let stood = p.spent().frozen;
     if !stood.is_zero() && !criu::in_rounds(&p.record) {
-        p.record.status.downtime = Some(whole_millis(stood));
+        p.record.status.downtime = Some(GoDuration::whole_millis(stood));
     }
 }
 

@@ -8,6 +8,7 @@ use berth_api::{GoDuration, Method, MicroTime, Outcome as MoveOutcome, Reason, S
 use jiff::Timestamp;
 
 use super::effect::{Effect, EffectKind, End, Request};
+use super::said::one_line;
 use super::view::{Copy, EndView, Spent, Task, View, Wish, source_places, target_places};
 use crate::marks;
 use crate::model::{Instance, InstanceRef};
@@ -393,17 +394,4 @@ pub fn measured(known: MoveProgress, told: Progress) -> MoveProgress {
         eta: seconds.map(|s| GoDuration::from_millis(s.saturating_mul(1000))),
         ..known
     }
-}
-
-/// Longest message that is kept.
-const MESSAGE_MAX: usize = 500;
-
-/// A server's words as one sentence: what rsync says has several lines, and both ends repeat it.
-fn one_line(message: &str) -> String {
-    let mut line = message.split_whitespace().collect::<Vec<_>>().join(" ");
-    if let Some((end, _)) = line.char_indices().nth(MESSAGE_MAX) {
-        line.truncate(end);
-        line.push('…');
-    }
-    line
 }

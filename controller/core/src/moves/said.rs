@@ -5,6 +5,25 @@ use jiff::{Timestamp, Unit};
 
 use crate::records::Record;
 
+/// Longest message of a server that is kept, in characters, and how many of them are its end.
+const MESSAGE_MAX: usize = 500;
+const MESSAGE_END: usize = 300;
+
+/// A server's words as one line: what rsync says has several, and both ends repeat it. Of one that is too long the middle is
+/// left out, for it begins with what failed, and ends with why.
+pub(crate) fn one_line(message: &str) -> String {
+    let line = message.split_whitespace().collect::<Vec<_>>().join(" ");
+    let length = line.chars().count();
+    if length <= MESSAGE_MAX {
+        return line;
+    }
+    let begin = line.chars().take(MESSAGE_MAX - MESSAGE_END);
+    begin
+        .chain([' ', '…', ' '])
+        .chain(line.chars().skip(length - MESSAGE_END))
+        .collect()
+}
+
 /// Makes the conditions say what the record says.
 pub(super) fn say(record: &mut Record, now: Timestamp) {
     let status = &mut record.status;
@@ -70,4 +89,19 @@ fn message(status: &InstanceMoveStatus) -> String {
         .as_ref()
         .map(|t| t.0.round(Unit::Second).unwrap_or(t.0));
     since.map_or_else(|| "it begins".to_owned(), |t| format!("since {t}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_long_words_the_begin_and_the_end_are_kept() {
+        let words = format!("Failed to run:\n{} ü: exit status 1 (no such file)", "x".repeat(1000));
+        let said = one_line(&words);
+        assert_eq!(said.chars().count(), MESSAGE_MAX + 3);
+        assert!(said.starts_with("Failed to run: x"), "{said}");
+        assert!(said.ends_with("x ü: exit status 1 (no such file)"), "{said}");
+        assert_eq!(one_line(" rsync:  no\n space "), "rsync: no space");
+    }
 }

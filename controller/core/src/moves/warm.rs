@@ -122,18 +122,14 @@ fn keep_round(p: &mut Pass<'_>) {
     let done = p.record.status.precopy.get_or_insert_default();
     done.rounds.push(Round {
         bytes: spent.bytes,
-        duration: whole_millis(spent.time),
+        duration: GoDuration::whole_millis(spent.time),
     });
-    done.frozen = whole_millis(done.frozen.as_std() + spent.frozen);
+    done.frozen = GoDuration::whole_millis(done.frozen.as_std() + spent.frozen);
     let sent = done.rounds.iter().filter_map(|r| r.bytes).reduce(i64::saturating_add);
     p.sent_all();
     if let Some(progress) = p.record.status.progress.as_mut() {
         (progress.bytes, progress.total_bytes) = (sent, sent);
     }
-}
-
-pub(super) fn whole_millis(d: Duration) -> GoDuration {
-    GoDuration::from_millis(i64::try_from(d.as_millis()).unwrap_or(i64::MAX))
 }
 
 /// A round that failed while the instance runs. What could not even begin is begun again.
@@ -207,7 +203,7 @@ fn round(p: &mut Pass<'_>, source: &Copy, there: &ServerFacts, way: Way) -> Tran
     let frozen = p.spent().frozen;
     let done = p.record.status.precopy.get_or_insert_default();
     if fresh {
-        done.frozen = whole_millis(done.frozen.as_std() + frozen);
+        done.frozen = GoDuration::whole_millis(done.frozen.as_std() + frozen);
     }
     let ours = done.snapshots.last().cloned().filter(|_| fresh);
     let snapshot = match way {
@@ -313,7 +309,7 @@ fn before_stop(p: &mut Pass<'_>, source: &Copy, way: Way) -> Transition {
         Way::FromSnapshot => Duration::from_secs(1),
         Way::Snapshots | Way::Compare => rounds::last_round(&known.rounds),
     };
-    let expected = whole_millis(known.frozen.as_std() + rounds::STOP + last + rounds::START);
+    let expected = GoDuration::whole_millis(known.frozen.as_std() + rounds::STOP + last + rounds::START);
     if let Some(most) = rules.max_downtime.filter(|most| expected.as_std() > *most) {
         let message = format!(
             "{} would not run for about {expected}, which is more than spec.maxDowntime ({})",
