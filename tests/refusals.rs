@@ -498,16 +498,17 @@ async fn stop_times_out(test: Test, from: &str, to: &str) {
     }
     // that it goes down at last is because Berth asked for it, so Berth starts it again; and nothing more is tried meanwhile
     test.retarget(&web.name, json!({"server": from})).await;
-    let down = Timestamp::now();
     source.set_state(&web.name, "stop").await;
+    let down = Timestamp::now();
     test.wait_object("InstancePlacement", &web.name, "undone", SOON, |object| {
         object["status"]["moves"][0]["outcome"] == "Undone"
     })
     .await;
     let ended = test.moves(&web.name).await[0]["status"]["finishedAt"].clone();
     let ended: Option<Timestamp> = ended.as_str().and_then(|at| at.parse().ok());
-    if ended.is_some_and(|at| at < down) {
-        // the server let go first: then it was our stop, and stays
+    let is_down = source.status(&web.name).await == "Stopped";
+    if is_down && ended.is_some_and(|at| at < down) {
+        // the server let go before it was down: then it was our stop, and stays
         source.set_state(&web.name, "start").await;
     }
     source.wait_counting(&web.name).await;
