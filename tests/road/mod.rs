@@ -420,12 +420,12 @@ impl Watch {
         let broken = Arc::new(Mutex::new(None));
         let (servers, kept, subjects) = (road.servers(), Arc::clone(&broken), subjects.to_vec());
         let task = tokio::spawn(async move {
-            let mut looks = tokio::time::interval(Duration::from_millis(150));
             loop {
-                looks.tick().await;
                 if let Some(twice) = runs_twice(servers, &subjects).await {
                     kept.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(twice);
                 }
+                // a pause, whatever the look took: several tests watch, and a daemon that only lists instances does nothing else
+                tokio::time::sleep(Duration::from_millis(250)).await;
             }
         });
         Watch { task, broken }

@@ -118,21 +118,8 @@ impl Server {
 
     /// All instances of all projects.
     pub async fn instances(&self) -> Result<Vec<Value>, ApiError> {
-        let mut all = Vec::new();
-        for project in self
-            .get("/1.0/projects?recursion=1")
-            .await?
-            .as_array()
-            .into_iter()
-            .flatten()
-        {
-            let project = project["name"].as_str().unwrap_or_default();
-            let list = self
-                .get(&format!("/1.0/instances?recursion=1&project={project}"))
-                .await?;
-            all.extend(list.as_array().cloned().unwrap_or_default());
-        }
-        Ok(all)
+        let list = self.get("/1.0/instances?recursion=1&all-projects=true").await?;
+        Ok(list.as_array().cloned().unwrap_or_default())
     }
 
     /// The instance as the API shows it, or nothing.
