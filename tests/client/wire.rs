@@ -422,6 +422,25 @@ async fn a_power_state_never_leaves_the_time_to_the_server() {
 }
 
 #[tokio::test]
+async fn a_container_that_was_left_in_the_midst_of_freezing_is_frozen_before_it_goes_on() {
+    let fake = Fake::start(
+        |asked| match (asked.method.as_str(), asked.path.contains("operations")) {
+            ("GET", true) => Reply::Json(200, sync(json!({"id": "op-1", "status_code": 200}))),
+            ("GET", false) => Reply::Json(
+                200,
+                sync(json!({"name": "web-1", "status": "Freezing", "status_code": 109})),
+            ),
+            _ => Reply::Json(202, begun("op-1", json!({"id": "op-1", "status_code": 103}))),
+        },
+    )
+    .await;
+    client(&fake).set_power(&web(), PowerAction::Unfreeze).await.unwrap();
+    let asked = fake.asked().into_iter().filter(|a| a.method == "PUT");
+    let actions: Vec<Value> = asked.map(|a| a.body["action"].clone()).collect();
+    assert_eq!(actions, ["freeze", "unfreeze"]);
+}
+
+#[tokio::test]
 async fn a_move_inside_the_server_names_only_what_changes() {
     let fake = begins().await;
     let server = client(&fake);

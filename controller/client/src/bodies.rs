@@ -48,6 +48,11 @@ pub(crate) fn power(action: PowerAction) -> Value {
     json!({ "action": action, "timeout": timeout, "force": force, "stateful": stateful })
 }
 
+/// A container that is to be frozen.
+pub(crate) fn freeze() -> Value {
+    json!({ "action": "freeze", "timeout": -1, "force": false, "stateful": false })
+}
+
 fn seconds(d: Duration) -> i64 {
     i64::try_from(d.as_secs()).unwrap_or(i64::MAX)
 }

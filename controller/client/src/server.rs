@@ -21,6 +21,8 @@ use crate::{bodies, path};
 
 /// How long the end of a `PUT` that became an operation is waited for; it takes some 50 ms.
 const PUT: Duration = Duration::from_secs(30);
+/// How long a container may take to be frozen, which it is already.
+const FREEZE: Duration = Duration::from_secs(10);
 
 #[async_trait]
 impl Server for HttpServer {
@@ -133,6 +135,9 @@ impl Server for HttpServer {
     }
 
     async fn set_power(&self, at: &InstanceRef, action: PowerAction) -> Result<OperationId> {
+        if action == PowerAction::Unfreeze {
+            self.end_freezing(at).await?;
+        }
         let what = match action {
             PowerAction::Start { .. } => "start",
             PowerAction::Stop { .. } => "stop",
@@ -277,6 +282,21 @@ fn names(addresses: Vec<String>) -> Vec<String> {
 }
 
 impl HttpServer {
+    /// A daemon that dies in the midst of freezing a container leaves it frozen and its state at Freezing: then both products
+    /// say that it runs, and unfreeze nothing (*seen* on Incus 6.0.4). Frozen anew it can be unfrozen.
+    async fn end_freezing(&self, at: &InstanceRef) -> Result<()> {
+        let look = Call::get(RequestClass::Instance, path::instance(at, ""), format!("read {at}"));
+        if !self.read::<InstanceWire>(&look).await?.0.is_freezing() {
+            return Ok(());
+        }
+        let state = path::instance(at, "/state");
+        let freeze = Call::new(Method::PUT, RequestClass::Power, state, format!("freeze {at}"))
+            .within(UNCONDITIONAL)
+            .body(bodies::freeze());
+        let operation = self.begin(&freeze).await?.0;
+        self.wait_for(&operation, FREEZE).await.map(drop)
+    }
+
     async fn list_instances(&self, key: &str, value: &str, project: &str) -> Result<Vec<Instance>> {
         let path = path::with_query("/1.0/instances?recursion=1".to_owned(), key, value);
         let call = Call::get(RequestClass::Inventory, path, "list all instances").within(INVENTORY);

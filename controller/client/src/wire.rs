@@ -46,6 +46,16 @@ pub(crate) struct InstanceWire {
     last_used_at: String,
 }
 
+/// What a container is while its daemon freezes it.
+const STATUS_FREEZING: i64 = 109;
+
+impl InstanceWire {
+    /// Whether it is neither frozen nor running.
+    pub(crate) fn is_freezing(&self) -> bool {
+        self.status_code == STATUS_FREEZING
+    }
+}
+
 impl Default for InstanceWire {
     fn default() -> Self {
         Self {

@@ -43,6 +43,9 @@ pub fn resting(
     leftover: Option<&Record>,
     now: Timestamp,
 ) -> InstancePlacementStatus {
+    if is_no_news(desired, verdict) {
+        return desired.status.clone();
+    }
     let mut status = base(desired, verdict.located.as_ref());
     status.drift = verdict.drift.iter().map(|d| d.as_str().to_owned()).collect();
     status.plan.clone_from(&verdict.plan);
@@ -94,6 +97,20 @@ pub fn resting(
         }
     }
     status
+}
+
+/// That a process has just started and knows nothing yet takes back nothing of what was said of this very spec.
+fn is_no_news(desired: &Desired, verdict: &Verdict) -> bool {
+    let knows_nothing = matches!(
+        verdict.decision,
+        Decision::Wait {
+            reason: Reason::Progressing,
+            ..
+        }
+    );
+    let said = conditions::find(&desired.status.conditions, conditions::READY);
+    let of_this_spec = said.is_some_and(|c| c.observed_generation == Some(desired.generation));
+    knows_nothing && verdict.located.is_none() && of_this_spec
 }
 
 /// Whether a committed move waits only for the server of its former source, and has for a minute.

@@ -7,10 +7,11 @@ mod criu;
 mod live;
 
 use berth_api::placement::{Drift, Mode, PowerState};
-use berth_api::{Method, Reason, Transfer};
+use berth_api::{InstancePlacementStatus, Method, Reason, Transfer};
 use berth_core::model::{MemberStatus, Power};
-use berth_core::plan::{Decision, Reach, plan};
+use berth_core::plan::{Decision, Desired, Reach, plan};
 use berth_core::server::PowerAction;
+use berth_core::status;
 use common::{claim, cluster, desired, instance, now, server, world};
 
 fn reason(decision: &Decision) -> Option<Reason> {
@@ -31,6 +32,25 @@ fn an_instance_that_is_where_it_should_be_needs_nothing() {
     let verdict = plan(&desired("web", "rack-a"), &w, now());
     assert!(matches!(verdict.decision, Decision::InSync), "{verdict:?}");
     assert!(verdict.drift.is_empty());
+}
+
+#[test]
+fn what_was_said_of_this_spec_stays_until_a_new_process_has_asked_the_servers() {
+    let said = |d: &Desired, w| status::resting(d, &plan(d, w, now()), None, now());
+    let ready = |s: &InstancePlacementStatus| s.conditions.first().map(|c| c.reason.clone());
+    let mut new = server("a", []);
+    (new.reach, new.instances, new.facts) = (Reach::Connecting, None, None);
+    let (known, unknown) = (
+        world([("rack-a", server("a", [instance("web")]))]),
+        world([("rack-a", new)]),
+    );
+    let mut d = desired("web", "rack-a");
+    assert_eq!(ready(&said(&d, &unknown)).as_deref(), Some("Progressing"));
+    d.status = said(&d, &known);
+    assert_eq!(ready(&d.status).as_deref(), Some("InPlace"));
+    assert_eq!(said(&d, &unknown), d.status);
+    d.generation += 1;
+    assert_eq!(ready(&said(&d, &unknown)).as_deref(), Some("Progressing"));
 }
 
 #[test]
