@@ -57,7 +57,7 @@ lane() { # NUMBER: runs suites until there are no more
 queue() { # the programs that cargo built: NAME PROGRAM FOLDER, those that take longest first, so that no lane ends long after the others
   local order="crashes copies vms crash criu changes modes guard matrix moves warm late"
   grep '"overflow_checks":[a-z]*,"test":true' "$WORK/built" | sed -n 's/.*"manifest_path":"\([^"]*\)\/Cargo.toml".*"kind":\["\([^"]*\)"\].*"name":"\([^"]*\)".*"executable":"\([^"]*\)".*/\2 \3 \4 \1/p' |
-    while read -r kind name program folder; do [ "$kind" = test ] || name=$name-unit; echo "$name $program $folder"; done |
+    while read -r kind name program folder; do [ "$kind" = test ] || name=$name-$kind; echo "$name $program $folder"; done |
     awk -v order="$order" 'BEGIN {n = split(order, o); for (i = 1; i <= n; i++) at[o[i]] = i} {print ($1 in at ? at[$1] : n + 1), $0}' | sort -s -n | cut -d' ' -f2-
 }
 
