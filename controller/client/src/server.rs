@@ -21,8 +21,6 @@ use crate::{bodies, path};
 
 /// How long the end of a `PUT` that became an operation is waited for; it takes some 50 ms.
 const PUT: Duration = Duration::from_secs(30);
-/// How long a container may take to be frozen, which it is already.
-const FREEZE: Duration = Duration::from_secs(10);
 
 #[async_trait]
 impl Server for HttpServer {
@@ -144,14 +142,7 @@ impl Server for HttpServer {
             PowerAction::ForceStop => "force the stop of",
             PowerAction::Unfreeze => "unfreeze",
         };
-        let call = Call::new(
-            Method::PUT,
-            RequestClass::Power,
-            path::instance(at, "/state"),
-            format!("{what} {at}"),
-        )
-        .within(UNCONDITIONAL)
-        .body(bodies::power(action));
+        let call = state(at, what).body(bodies::power(action));
         Ok(self.begin(&call).await?.0)
     }
 
@@ -281,6 +272,12 @@ fn names(addresses: Vec<String>) -> Vec<String> {
     addresses.iter().filter_map(|a| path::last_segment(a)).collect()
 }
 
+/// A change of power state, yet without its body.
+fn state(at: &InstanceRef, what: &str) -> Call {
+    let path = path::instance(at, "/state");
+    Call::new(Method::PUT, RequestClass::Power, path, format!("{what} {at}")).within(UNCONDITIONAL)
+}
+
 impl HttpServer {
     /// A daemon that dies in the midst of freezing a container leaves it frozen and its state at Freezing: then both products
     /// say that it runs, and unfreeze nothing (*seen* on Incus 6.0.4). Frozen anew it can be unfrozen.
@@ -289,12 +286,7 @@ impl HttpServer {
         if !self.read::<InstanceWire>(&look).await?.0.is_freezing() {
             return Ok(());
         }
-        let state = path::instance(at, "/state");
-        let freeze = Call::new(Method::PUT, RequestClass::Power, state, format!("freeze {at}"))
-            .within(UNCONDITIONAL)
-            .body(bodies::freeze());
-        let operation = self.begin(&freeze).await?.0;
-        self.wait_for(&operation, FREEZE).await.map(drop)
+        self.finish(&state(at, "freeze").body(bodies::freeze())).await
     }
 
     async fn list_instances(&self, key: &str, value: &str, project: &str) -> Result<Vec<Instance>> {
