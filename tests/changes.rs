@@ -509,9 +509,8 @@ async fn cancel(test: &Test, record: &str) {
 
 /// What `flux reconcile` and a person who annotates do.
 async fn request(test: &Test, placement: &str) {
-    let now = test.unique("now");
-    let annotation = json!({"metadata": {"annotations": {"reconcile.fluxcd.io/requestedAt": now}}});
-    test.patch("InstancePlacement", placement, annotation).await;
+    test.ask_again("InstancePlacement", placement, &test.unique("now"))
+        .await;
 }
 
 async fn a_cancelled_move_is_undone_and_none_follows_until_somebody_asks(test: Test) {

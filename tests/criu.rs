@@ -145,8 +145,7 @@ async fn ended_of_unprivileged(test: &Test, name: &str, source: &Server, target:
             })
             .await;
         }
-        let asked = json!({"metadata": {"annotations": {"reconcile.fluxcd.io/requestedAt": nth.to_string()}}});
-        test.patch("InstancePlacement", name, asked).await;
+        test.ask_again("InstancePlacement", name, &nth.to_string()).await;
     }
     panic!("CRIU restores no unprivileged container at all");
 }

@@ -210,8 +210,7 @@ async fn a_request_to_reconcile_is_answered_and_flux_leaves_it_alone(test: Test)
     follow(&test, &shop, "sync.yaml", "2h", "1s").await;
     applied(&test, &shop.head().await).await;
 
-    let annotate = json!({"metadata": {"annotations": {"reconcile.fluxcd.io/requestedAt": "2026-11-26T06:00:00Z"}}});
-    test.patch("InstancePlacement", &name, annotate).await;
+    test.ask_again("InstancePlacement", &name, "2026-11-26T06:00:00Z").await;
     let handled = |object: &Value| object["status"]["lastHandledReconcileAt"] == "2026-11-26T06:00:00Z";
     test.wait_object("InstancePlacement", &name, "handled", SOON, handled)
         .await;

@@ -229,8 +229,7 @@ async fn a_move_that_is_cancelled_says_so_and_the_next_one_begins_on_request(tes
     let whole = [&["Normal InPlace"], &story[..], &["Warning MoveCancelled"]].concat();
     tells(&test, "iplace", &web.name, &whole).await;
     is_at_rest(&test).await;
-    let request = json!({"metadata": {"annotations": {"reconcile.fluxcd.io/requestedAt": "now"}}});
-    test.patch("InstancePlacement", &web.name, request).await;
+    test.ask_again("InstancePlacement", &web.name, "now").await;
     intact(&test, &web, "l2", 2..=4).await;
 }
 
@@ -250,8 +249,7 @@ async fn a_move_that_fails_is_undone_and_tried_again(test: Test) {
     let story = ["Normal Moving", "Normal Stopped", "Warning Undoing", "Warning Undone"];
     tells(&test, "imove", &name, &story).await;
     road.pass();
-    let request = json!({"metadata": {"annotations": {"reconcile.fluxcd.io/requestedAt": "now"}}});
-    test.patch("InstancePlacement", &web.name, request).await;
+    test.ask_again("InstancePlacement", &web.name, "now").await;
     intact(&test, &web, "i2", 2..=5).await;
     is_at_rest(&test).await;
 }
@@ -371,8 +369,7 @@ async fn a_copy_is_made_refreshed_and_suspended(test: Test) {
     });
     test.apply(&object.to_string()).await;
     test.wait_ready("InstanceCopy", &name, "True/UpToDate", SOON).await;
-    let request = json!({"metadata": {"annotations": {"reconcile.fluxcd.io/requestedAt": "now"}}});
-    test.patch("InstanceCopy", &name, request).await;
+    test.ask_again("InstanceCopy", &name, "now").await;
     test.wait_object("InstanceCopy", &name, "refreshed", SOON, |o| {
         o["status"]["lastHandledReconcileAt"] == "now" && reason(o) == "True/UpToDate"
     })

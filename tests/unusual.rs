@@ -278,8 +278,7 @@ async fn attached_volume(test: Test, from: &str, to: &str) {
     assert_eq!(source.boots(&name).await, 1, "it was not stopped");
     must(target, "POST", path, json!({"name": volume, "type": "custom"})).await;
     // nothing tells of a new volume: the next look finds it
-    let now = json!({"metadata": {"annotations": {"reconcile.fluxcd.io/requestedAt": "now"}}});
-    test.patch("InstancePlacement", &name, now).await;
+    test.ask_again("InstancePlacement", &name, "now").await;
     test.wait_in_place(&name, to, SOON).await;
     let moved = instance(target, &name).await;
     assert_eq!(moved["devices"]["data"]["source"], volume);

@@ -118,8 +118,7 @@ pub async fn a_server_without_criu_is_remembered_until_somebody_asks_again(test:
     assert!(test.moves(&names[1]).await.is_empty());
     std::fs::rename(&away, &criu).unwrap_or_else(|error| panic!("{}: {error}", criu.display()));
     for name in &names {
-        let asked = json!({"metadata": {"annotations": {"reconcile.fluxcd.io/requestedAt": "now"}}});
-        test.patch("InstancePlacement", name, asked).await;
+        test.ask_again("InstancePlacement", name, "now").await;
         test.wait_in_place(name, "i2", LONG).await;
         goes_on(target, name).await;
     }

@@ -136,6 +136,13 @@ impl Test {
         done.unwrap_or_else(|error| panic!("patch {kind} {name}: {error}"));
     }
 
+    /// Asks for an object to be looked at anew, as `flux reconcile` and people do; each time with another word.
+    pub async fn ask_again(&self, kind: &str, name: &str, word: &str) {
+        let annotations = json!({"reconcile.fluxcd.io/requestedAt": word});
+        self.patch(kind, name, json!({"metadata": {"annotations": annotations}}))
+            .await;
+    }
+
     /// Edits `spec.target` of a placement, as `kubectl patch` does.
     pub async fn retarget(&self, placement: &str, target: Value) {
         self.patch("InstancePlacement", placement, json!({"spec": {"target": target}}))

@@ -37,9 +37,7 @@ pub async fn refresh(test: &Test, name: &str, word: &str) -> Value {
 
 /// Asks for a refresh now.
 pub async fn ask(test: &Test, name: &str, word: &str) {
-    let annotations = json!({"reconcile.fluxcd.io/requestedAt": word});
-    test.patch("InstanceCopy", name, json!({"metadata": {"annotations": annotations}}))
-        .await;
+    test.ask_again("InstanceCopy", name, word).await;
 }
 
 /// Snapshots that are not Berth's, and how many are.

@@ -102,8 +102,7 @@ pub async fn a_guest_that_the_target_cannot_take_over_runs_on_and_moves_once_it_
     runs_once(&test, &vm, &boot).await;
     assert_eq!(lab.whereabouts(&vm).await, [("i1".to_owned(), "Running".to_owned())]);
     target.write_on_host(&file).await;
-    let asked = json!({"metadata": {"annotations": {"reconcile.fluxcd.io/requestedAt": "now"}}});
-    test.patch("InstancePlacement", &vm, asked).await;
+    test.ask_again("InstancePlacement", &vm, "now").await;
     test.wait_in_place(&vm, "i2", LONG).await;
     runs_once(&test, &vm, &boot).await;
 }
