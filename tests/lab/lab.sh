@@ -94,7 +94,7 @@ up() {
   no7=$(what_is_missing_for_incus7); [ -z "$LAB_INCUS7" ] || [ -z "$no7" ] || { log "without $LAB_INCUS7: $no7"; LAB_INCUS7=; }
   if healthy; then log "is up already: $LAB_DIR"; return; fi
   missing=$(what_is_missing); [ -z "$missing" ] || die "$missing"
-  # now and then a fresh daemon fails at its first configuration
+  # on a busy machine a fresh daemon may take too long for its first configuration
   bring_up || { log "once more"; bring_up; } || die "not every server came up"
   client_config; describe >"$LAB_DIR/lab.json.new" && mv "$LAB_DIR/lab.json.new" "$LAB_DIR/lab.json"
   log "all is up: $LAB_DIR/lab.json"

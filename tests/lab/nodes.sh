@@ -6,11 +6,11 @@ get() { curl -s -m 5 --unix-socket "$LAB_DIR/$1/unix.socket" "http://node$2"; } 
 answers() { [ -S "$LAB_DIR/$1/unix.socket" ] && get "$1" /1.0 >/dev/null; }
 version() { get "$1" /1.0 | grep -o '"server_version":"[^"]*"' | cut -d'"' -f4; }
 
-in_node() { # NODE CMD...
+in_node() { # NODE CMD...; every node has its clients' folder: a client that finds an empty file, which another one just makes, fails
   local n=$1 h; shift; h=$(holder "$n"); [ -n "$h" ] || die "node $n is not up"
   nsenter -t "$h" -m -n -u -i -p -C -- env -i HOME=/root TERM=dumb LANG=C.UTF-8 LAB_DIR="$LAB_DIR" \
     PATH="$(vm_path "$n")$(criu_path "$n")$(dirname "${INCUSD:-/usr/bin/incusd}"):/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin" \
-    INCUS_DIR=/var/lib/incus LXD_DIR=/var/lib/lxd INCUS_CONF="$LAB_DIR/cli/incus" LXD_CONF="$LAB_DIR/cli/lxc" $(shifted "$n") "$@"
+    INCUS_DIR=/var/lib/incus LXD_DIR=/var/lib/lxd INCUS_CONF="$LAB_DIR/cli/$n" LXD_CONF="$LAB_DIR/cli/$n" $(shifted "$n") "$@"
 }
 node_up() {
   local n=$1 i ns=$PFX-$1
@@ -22,7 +22,7 @@ node_up() {
   rm -f "$LAB_DIR/$n.holder" "$LAB_DIR/$n.parent"
   LAB_DIR=$LAB_DIR CG=$CG KIND=$(kind "$n") ROOT=$(root_of "$n") LAB_VMS=$LAB_VMS setsid nsenter --net="/run/netns/$ns" \
     unshare --mount --uts --ipc --pid --fork bash "$LAB_DIR/inside.sh" enter "$n" </dev/null >"$LAB_DIR/$n.node.log" 2>&1 &
-  for i in $(seq 250); do [ -s "$LAB_DIR/$n.holder" ] && return 0; sleep 0.02; done
+  for i in $(seq 1500); do [ -s "$LAB_DIR/$n.holder" ] && return 0; sleep 0.02; done
   log "node $n did not come up:"; cat "$LAB_DIR/$n.node.log" >&2; return 1
 }
 cable() { # OUTER BRIDGE NETNS INNER [address MAC]: a rebooted node gets new cables
@@ -46,7 +46,7 @@ daemon_start() { # start a node's daemon and wait until it answers
   mkdir -p "$LAB_DIR/$n"
   in_node "$n" setsid bash "$LAB_DIR/inside.sh" daemon $(vm_shim "$n") "$bin" $debug --logfile "$LAB_DIR/$n.log" </dev/null >>"$LAB_DIR/$n.out" 2>&1 &
   echo $! >"$LAB_DIR/$n.parent"
-  for i in $(seq 600); do
+  for i in $(seq 2400); do
     answers "$n" && return 0
     kill -0 "$(cat "$LAB_DIR/$n.parent")" 2>/dev/null || { tail -n 5 "$LAB_DIR/$n.out" >&2; log "the daemon of $n ended"; return 1; }
     sleep 0.05
