@@ -52,8 +52,7 @@ async fn side_by_side(test: &Test, pool: &str, runs: usize) -> Measured {
     here.write_file(&name, "/etc/tick", "0.02").await;
     let driver = if pool == "btr" { "btrfs" } else { "dir" };
     let mut measured = Measured::of(format!("Incus {}, {driver}", here.version));
-    // either goes first in turn, so that both go in both directions
-    for by_berth in (0..runs).flat_map(|run| [run % 2 == 0, run % 2 != 0]) {
+    for by_berth in common::turns(runs) {
         if by_berth {
             let live = json!({"criu": true, "methods": ["Live"], "target": {"pool": pool}});
             test.place(&Placement::new(&name, &here.name).with(live)).await;

@@ -61,8 +61,7 @@ async fn side_by_side(test: &Test, what: &str, names: [&'static str; 2], cluster
     };
     lab.create_vm(first, &vm, &new).await;
     let mut measured = Measured::of(format!("Incus {}, {what}, dir", first.version));
-    // either goes first in turn, so that both go in both directions
-    for by_berth in (0..runs).flat_map(|run| [run % 2 == 0, run % 2 != 0]) {
+    for by_berth in common::turns(runs) {
         if by_berth {
             let live = json!({"methods": ["Live"], "target": target(here)});
             test.place(&Placement::new(&vm, entrance(here)).with(live)).await;

@@ -15,10 +15,8 @@ use serde_json::json;
 
 mod common;
 
-use common::{Times, numbers};
+use common::{LONG, Times, numbers};
 
-/// Longer than any of these moves takes.
-const LONG: Duration = Duration::from_secs(900);
 /// What Berth may take of the time by hand, and of memory for a relay, in MiB.
 const TIME: f64 = 1.05;
 const MEMORY: u64 = 64;
@@ -90,8 +88,7 @@ async fn of_size(
             berth: Times::default(),
             memory: 0,
         };
-        // either goes first in turn, so that both go in both directions
-        for by_berth in (0..runs).flat_map(|run| [run % 2 == 0, run % 2 != 0]) {
+        for by_berth in common::turns(runs) {
             let seconds = if by_berth {
                 let (seconds, memory) = by_berth_itself(test, controller, &name, (&here.name, &there.name), mode).await;
                 row.memory = row.memory.max(memory);
@@ -132,8 +129,7 @@ async fn by_berth_itself(
         }
     });
     let begun = Instant::now();
-    test.retarget(name, json!({"server": to})).await;
-    test.wait_in_place(name, to, LONG).await;
+    common::move_by_berth(test, name, json!({"server": to})).await;
     let seconds = begun.elapsed().as_secs_f64();
     watch.abort();
     test.delete("InstancePlacement", name).await;

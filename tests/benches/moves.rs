@@ -3,19 +3,19 @@
 //! Prints tables and writes docs/benchmarks.md. Downtime is measured inside the container, which notes the time
 //! every few milliseconds: the largest gap is the time in which it did not run.
 
-use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::process::ExitCode;
 use std::time::Instant;
 
 use berth_tests::{NewInstance, Placement, Product, Test, wait_for};
-use serde_json::{Value, json};
+use serde_json::json;
 
 mod common;
 #[path = "../road/mod.rs"]
 mod road;
 
+use common::steps::{self, Steps};
 use common::{SOON, Times, largest_gap, move_by_hand, ticking, ticks_of_both};
 use road::Road;
 
@@ -41,7 +41,7 @@ struct Measured {
     what: String,
     cli: [Times; 2],
     berth: [Times; 2],
-    steps: BTreeMap<usize, (String, Times)>,
+    steps: Steps,
 }
 
 async fn measure(test: Test) {
@@ -120,8 +120,7 @@ async fn side_by_side(test: &Test, one: &str, other: &str, pool: &str) -> Measur
         what: format!("{product} {}, {driver}", here.version),
         ..Measured::default()
     };
-    // either goes first in turn, so that both go in both directions
-    for by_berth in (0..RUNS).flat_map(|run| [run % 2 == 0, run % 2 != 0]) {
+    for by_berth in common::turns(RUNS) {
         if by_berth {
             let cold = json!({"methods": ["Cold"]});
             test.place(&Placement::new(&name, &here.name).with(cold)).await;
@@ -146,34 +145,13 @@ async fn side_by_side(test: &Test, one: &str, other: &str, pool: &str) -> Measur
         times[0].add(total);
         times[1].add(downtime);
         if by_berth {
-            add_steps(&mut measured, &common::newest_move(test, &name).await);
+            measured.steps.add(&common::newest_move(test, &name).await);
             test.delete("InstancePlacement", &name).await;
         }
     }
     let _ = writeln!(std::io::stdout(), "{}", row(&measured));
     here.delete(&name).await.unwrap_or_else(|error| panic!("{error}"));
     measured
-}
-
-/// Where the time went, as the record of the move tells.
-fn add_steps(measured: &mut Measured, record: &Value) {
-    let status = &record["status"];
-    let mut times: Vec<(String, f64)> = Vec::new();
-    let mut note = |what: &str, at: &Value| {
-        let at: Option<jiff::Timestamp> = at.as_str().and_then(|at| at.parse().ok());
-        if let Some(at) = at {
-            times.push((what.to_owned(), at.as_duration().as_secs_f64()));
-        }
-    };
-    for step in status["steps"].as_array().into_iter().flatten() {
-        note(step["step"].as_str().unwrap_or_default(), &step["at"]);
-    }
-    note("finished", &status["finishedAt"]);
-    for (index, two) in times.windows(2).enumerate() {
-        let words = format!("{} → {}", two[0].0, two[1].0);
-        let entry = measured.steps.entry(index).or_insert_with(|| (words, Times::default()));
-        entry.1.add(two[1].1 - two[0].1);
-    }
 }
 
 //---------------------------------------------------------------- the report
@@ -211,26 +189,14 @@ fn report(all: &[Measured], first: &Times) -> String {
         "\nTargets: added total at most {:.1} s, added downtime at most {:.2} s.\n\n### From the edit to the first request\n\n\
          From the API server's answer to an edit of `spec.target.server` until the first request about the instance reaches a server,\n\
          {EDITS} times: {} s (target: median at most {:.1} s).\n\n### Where the time goes\n\n\
-         Medians of the times between the steps of the moves' records, in milliseconds. Downtime lies between Marked and Started.\n\n",
+         Medians of the times between the steps of the moves' records, in milliseconds. Downtime lies between *asked to stop* and Started.\n\n",
         TARGETS[0],
         TARGETS[1],
         first.shown(),
         TARGETS[2]
     );
-    text.push_str("| from → to |");
-    all.iter().for_each(|m| text.push_str(&format!(" {} |", m.what)));
-    text.push_str("\n|---|");
-    all.iter().for_each(|_| text.push_str("---|"));
-    text.push('\n');
-    let steps = all.first().map(|m| m.steps.iter()).into_iter().flatten();
-    for (index, (words, _)) in steps {
-        let _ = write!(text, "| {words} |");
-        for measured in all {
-            let median = measured.steps.get(index).map_or(f64::NAN, |(_, times)| times.median());
-            let _ = write!(text, " {:.0} |", median * 1000.0);
-        }
-        text.push('\n');
-    }
+    let all: Vec<(&str, &Steps)> = all.iter().map(|m| (m.what.as_str(), &m.steps)).collect();
+    text.push_str(&steps::table(&all));
     text
 }
 

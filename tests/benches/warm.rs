@@ -13,10 +13,8 @@ use serde_json::json;
 
 mod common;
 
-use common::{Times, move_by_hand, numbers, silence, ticking, ticks_of_both};
-
-/// A move of the largest size by hand on the slowest pool.
-const LONG: std::time::Duration = std::time::Duration::from_secs(1800);
+use common::steps::{self, Steps};
+use common::{LONG, Times, move_by_hand, numbers, silence, ticking, ticks_of_both};
 
 fn main() -> ExitCode {
     common::main(
@@ -35,6 +33,7 @@ struct Measured {
     berth: [Times; 2],
     /// What the record of the move says of the unserved time, and two parts of it: frozen, and the round after the stop.
     claimed: [Times; 3],
+    steps: Steps,
 }
 
 async fn measure(test: Test) {
@@ -75,9 +74,9 @@ async fn side_by_side(test: &Test, (one, other): (&str, &str), pool: &str, size:
         hand: Default::default(),
         berth: Default::default(),
         claimed: Default::default(),
+        steps: Steps::default(),
     };
-    // either goes first in turn, so that both go in both directions
-    for by_berth in (0..runs).flat_map(|run| [run % 2 == 0, run % 2 != 0]) {
+    for by_berth in common::turns(runs) {
         dirty(here, &name, size).await;
         if by_berth {
             let warm = json!({"methods": ["Warm"], "target": {"pool": pool}});
@@ -88,8 +87,7 @@ async fn side_by_side(test: &Test, (one, other): (&str, &str), pool: &str, size:
         ticking(here, &name, 5).await;
         let begun = Instant::now();
         if by_berth {
-            test.retarget(&name, json!({"server": there.name})).await;
-            test.wait_in_place(&name, &there.name, LONG).await;
+            common::move_by_berth(test, &name, json!({"server": there.name})).await;
         } else {
             move_by_hand(test, &name, here, there).await;
         }
@@ -105,6 +103,7 @@ async fn side_by_side(test: &Test, (one, other): (&str, &str), pool: &str, size:
         times[1].add(total);
         if by_berth {
             let newest = common::newest_move(test, &name).await;
+            measured.steps.add(&newest);
             let status = &newest["status"];
             let rounds = status["precopy"]["rounds"].as_array();
             let last = rounds.and_then(|r| r.last()).map(|r| &r["duration"]);
@@ -163,5 +162,12 @@ fn report(all: &[Measured], runs: usize) -> String {
     for measured in all {
         let _ = writeln!(text, "{}", row(measured));
     }
+    text.push_str(
+        "\n### Where the time of a warm move goes\n\n\
+         Medians of the times between the steps of the moves' records, in milliseconds. Rounds while the instance runs come before\n\
+         *asked to stop*; it is stopped from somewhere before Stopped until Started.\n\n",
+    );
+    let all: Vec<(&str, &Steps)> = all.iter().map(|m| (m.what.as_str(), &m.steps)).collect();
+    text.push_str(&steps::table(&all));
     text
 }

@@ -122,6 +122,11 @@ pub fn keep_times(conditions: &mut [Condition], stored: &[Condition], now: Times
     }
 }
 
+/// Whether Ready was said of this generation of the spec.
+pub fn is_said_of(conditions: &[Condition], generation: i64) -> bool {
+    find(conditions, READY).is_some_and(|condition| condition.observed_generation == Some(generation))
+}
+
 /// The reason of Ready, as it was said last.
 pub fn reason(conditions: &[Condition]) -> Option<&str> {
     find(conditions, READY).map(|c| c.reason.as_str())

@@ -108,9 +108,8 @@ fn is_no_news(desired: &Desired, verdict: &Verdict) -> bool {
             ..
         }
     );
-    let said = conditions::find(&desired.status.conditions, conditions::READY);
-    let of_this_spec = said.is_some_and(|c| c.observed_generation == Some(desired.generation));
-    knows_nothing && verdict.located.is_none() && of_this_spec
+    let said = conditions::is_said_of(&desired.status.conditions, desired.generation);
+    knows_nothing && verdict.located.is_none() && said
 }
 
 /// Whether a committed move waits only for the server of its former source, and has for a minute.

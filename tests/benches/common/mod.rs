@@ -13,13 +13,15 @@ use kube::runtime::wait::await_condition;
 use serde_json::{Value, json};
 
 pub mod live;
+pub mod steps;
 
 /// Parts of docs/benchmarks.md in their order; each bench writes its own.
 const PARTS: [&str; 6] = ["moves", "ways", "warm", "live", "criu", "gitops"];
 /// What a bench of containers needs.
 pub const CONTAINERS: &[Needs] = &[Needs::Kube, Needs::Lab];
-/// Long enough for a move.
+/// Long enough for a small move, and for any.
 pub const SOON: Duration = Duration::from_secs(90);
+pub const LONG: Duration = Duration::from_secs(1800);
 
 /// Runs one bench. `cargo bench` says `--bench`, which a runner of tests takes for "run none"; and what is measured is the
 /// release build.
@@ -79,6 +81,11 @@ pub fn runs(usual: usize) -> usize {
     numbers("BERTH_BENCH_RUNS", &usual.to_string())[0]
 }
 
+/// Whose turn it is, Berth's or a hand's: either goes first in turn, so that both go in both directions.
+pub fn turns(runs: usize) -> impl Iterator<Item = bool> {
+    (0..runs).flat_map(|run| [run % 2 == 0, run % 2 != 0])
+}
+
 /// Seconds, one per run.
 #[derive(Default)]
 pub struct Times(Vec<f64>);
@@ -127,7 +134,7 @@ pub async fn move_by_hand(test: &Test, name: &str, from: &Server, to: &Server) {
     }
 }
 
-/// From the edit of the target until the placement is Ready there.
+/// From the edit of the target until the placement is Ready there; watched, as pauses between looks would count.
 pub async fn move_by_berth(test: &Test, name: &str, target: Value) {
     let api = test.kube().api("InstancePlacement", &test.namespace());
     test.retarget(name, target.clone()).await;
@@ -142,7 +149,7 @@ pub async fn move_by_berth(test: &Test, name: &str, target: Value) {
             && there(&object["status"]["location"])
             && object["status"]["observedGeneration"] == object["metadata"]["generation"]
     };
-    let placed = tokio::time::timeout(SOON, await_condition(api, name, placed)).await;
+    let placed = tokio::time::timeout(LONG, await_condition(api, name, placed)).await;
     let placed = placed.unwrap_or_else(|_| panic!("{name} did not arrive"));
     placed.unwrap_or_else(|error| panic!("watching {name}: {error}"));
 }

@@ -169,10 +169,11 @@ fn unreachable(p: &mut Pass<'_>, server: &str, view: &ServerView) -> Transition 
     later(p, reason, &message)
 }
 
-/// Waits for what may change by itself. That a process has just started and knows nothing yet is no news.
+/// Waits for what may change by itself. That a process has just started and knows nothing yet takes back nothing of what
+/// was said of this very spec.
 fn later(p: &mut Pass<'_>, reason: Reason, message: &str) -> Transition {
-    let first = conditions::find(&p.record.status.conditions, conditions::READY).is_none();
-    if first || reason != Reason::Progressing {
+    let said = conditions::is_said_of(&p.record.status.conditions, p.record.generation);
+    if !said || reason != Reason::Progressing {
         p.say(reason, message);
     }
     p.wait(if reason == Reason::Progressing { SOON } else { WAITING })
