@@ -66,7 +66,7 @@ pub(crate) struct Options {
         default_value = "berth-controller"
     )]
     pub lease_name: String,
-    /// Address for /livez, /readyz and /metrics.
+    /// Address for /livez, /readyz, /metrics and /moves.
     #[arg(
         long,
         env = "BERTH_LISTEN_ADDRESS",

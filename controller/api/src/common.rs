@@ -90,13 +90,14 @@ pub struct Target {
 }
 
 /// How an instance moves.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 pub enum Method {
     /// The running state moves too.
     Live,
     /// Copied while it runs, stopped only for the last difference.
     Warm,
     /// Stopped, moved, started.
+    #[default]
     Cold,
 }
 
@@ -167,11 +168,12 @@ pub enum Snapshots {
 }
 
 /// Power of an instance after a move.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum Power {
     /// It runs.
     Running,
     /// It is stopped.
+    #[default]
     Stopped,
 }
 

@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// The plan that was decided. Nothing of it changes later, but `cancel`.
-#[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[derive(CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[kube(
     group = "berth.dev",
     version = "v1alpha1",

@@ -108,13 +108,17 @@ impl Times {
 
     /// `1.234 [1.200-1.300]`
     pub fn shown(&self) -> String {
-        let edge = |value: Option<&f64>| value.copied().unwrap_or(f64::NAN);
-        format!(
-            "{:.3} [{:.3}-{:.3}]",
-            self.median(),
-            edge(self.0.first()),
-            edge(self.0.last())
-        )
+        format!("{:.3} [{:.3}-{:.3}]", self.median(), self.smallest(), self.largest())
+    }
+
+    /// The smallest.
+    pub fn smallest(&self) -> f64 {
+        self.0.first().copied().unwrap_or(f64::NAN)
+    }
+
+    /// The largest.
+    pub fn largest(&self) -> f64 {
+        self.0.last().copied().unwrap_or(f64::NAN)
     }
 }
 

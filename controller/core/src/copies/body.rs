@@ -1,7 +1,7 @@
 //! What a copy is: the source's own configuration with the overrides, an identity of its own, and the one mark that says
 //! what it is a copy of. It is never started by the host that it is on.
 
-use berth_api::{GuardPair, InstanceMoveSpec, Method};
+use berth_api::{GuardPair, InstanceMoveSpec};
 
 use super::record::CopyRecord;
 use crate::marks::{self, Role};
@@ -16,7 +16,6 @@ const KEPT: [&str; 2] = ["volatile.base_image", "volatile.apply_nvram"];
 /// The plan of the transfer, in the terms of a move: what both do alike is decided in one place.
 fn spec_of(record: &CopyRecord, work: &CopyWork) -> InstanceMoveSpec {
     InstanceMoveSpec {
-        method: Method::Cold,
         guard: GuardPair {
             source: Default::default(),
             target: work.guard,
@@ -27,7 +26,7 @@ fn spec_of(record: &CopyRecord, work: &CopyWork) -> InstanceMoveSpec {
         snapshots: record.spec.snapshots,
         overrides: record.spec.overrides.clone(),
         dropped: work.dropped.clone(),
-        ..super::rest::move_spec()
+        ..InstanceMoveSpec::default()
     }
 }
 

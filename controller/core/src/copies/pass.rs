@@ -3,8 +3,7 @@
 use std::time::Duration;
 
 use berth_api::copy::{CopyWork, DeletionPolicy};
-use berth_api::moves::MoveError;
-use berth_api::{MicroTime, Reason, ReasonKind, Time, conditions};
+use berth_api::{Reason, ReasonKind, Time, conditions};
 use jiff::Timestamp;
 
 use super::record::CopyRecord;
@@ -12,7 +11,7 @@ use super::source::Sought;
 use super::{Step, Transition, due};
 use crate::marks;
 use crate::model::{InstanceRef, Power};
-use crate::moves::{Copy, Effect, EffectKind, End, EndView, Look, Outcome, Request, Task, one_line};
+use crate::moves::{Copy, Effect, EffectKind, End, EndView, Look, Outcome, Request, Task, noted, one_line};
 use crate::plan::World;
 use crate::server::{FailureKind, Progress, ServerError};
 
@@ -129,14 +128,8 @@ impl<'a> Pass<'a> {
 
     /// Remembers why something did not work.
     pub fn note(&mut self, reason: Reason, message: impl Into<String>, fix: Option<String>) {
-        let attempts = self.record.status.last_error.as_ref().map_or(0, |e| e.attempts) + 1;
-        self.record.status.last_error = Some(MoveError {
-            reason: reason.as_str().to_owned(),
-            message: one_line(&message.into()),
-            fix,
-            at: Some(MicroTime(self.now)),
-            attempts,
-        });
+        let last = &mut self.record.status.last_error;
+        *last = Some(noted(reason, &message.into(), fix, last.as_ref(), self.now));
     }
 
     /// The attempt is over without success: the last note says why, and it is made again later.

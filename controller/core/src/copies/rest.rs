@@ -8,7 +8,7 @@ use berth_api::copy::{CopyWork, DeletionPolicy};
 use berth_api::moves::MoveEnd;
 use berth_api::placement::InstanceRef as Meant;
 use berth_api::{
-    InstanceMoveSpec, InstancePlacementSpec, Method, MicroTime, Power as AfterPower, Reason, Time, Transfer,
+    InstanceMoveSpec, InstancePlacementSpec, Method, MicroTime, Reason, Time, Transfer,
     TransferMode, present,
 };
 use jiff::Timestamp;
@@ -310,36 +310,6 @@ pub(super) fn end_of(located: &Located) -> MoveEnd {
     MoveEnd {
         uuid: located.instance.uuid().map(str::to_owned),
         ..MoveEnd::new(&plan::location(located), &located.fingerprint)
-    }
-}
-
-/// A plan with nothing in it.
-pub(super) fn move_spec() -> InstanceMoveSpec {
-    InstanceMoveSpec {
-        placement: String::new(),
-        placement_uid: String::new(),
-        generation: None,
-        method: Method::Cold,
-        guard: Default::default(),
-        transfer: Default::default(),
-        instance_type: Default::default(),
-        from: MoveEnd::default(),
-        to: MoveEnd::default(),
-        power_after: AfterPower::Stopped,
-        snapshots: Default::default(),
-        stop: Default::default(),
-        timeout: None,
-        overrides: Default::default(),
-        dropped: Vec::new(),
-        keep_source: Default::default(),
-        onto: None,
-        attempt: 0,
-        plan_digest: String::new(),
-        estimate: None,
-        inputs: None,
-        warm: None,
-        live: None,
-        cancel: false,
     }
 }
 

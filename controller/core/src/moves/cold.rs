@@ -84,25 +84,32 @@ pub(super) fn accepted(p: &mut Pass<'_>) -> Transition {
     )
 }
 
-pub(super) fn marked(p: &mut Pass<'_>) -> Transition {
+/// The source of a move that is to go on, still marked, or what is done instead.
+pub(super) fn marked_source<'a>(p: &mut Pass<'a>) -> Result<&'a Copy, Box<Transition>> {
     let view = p.view;
     if let Some(t) = p.wait_for_end(&view.source) {
-        return t;
+        return Err(Box::new(t));
     }
     let Some(source) = p.source() else {
-        return source_vanished(p);
+        return Err(Box::new(source_vanished(p)));
+    };
+    if let Some(t) = p.undo_if_wished() {
+        return Err(Box::new(t));
+    }
+    let instance = &source.fresh.instance;
+    if p.carries_mark(instance) {
+        return Ok(source);
+    }
+    let message = format!("somebody took Berth's marks off {}", instance.at);
+    Err(Box::new(p.undo(Reason::ForeignOperation, message, None)))
+}
+
+pub(super) fn marked(p: &mut Pass<'_>) -> Transition {
+    let source = match marked_source(p) {
+        Ok(source) => source,
+        Err(t) => return *t,
     };
     let instance = &source.fresh.instance;
-    if let Some(t) = p.undo_if_wished() {
-        return t;
-    }
-    if !p.carries_mark(instance) {
-        return p.undo(
-            Reason::ForeignOperation,
-            format!("somebody took Berth's marks off {}", instance.at),
-            None,
-        );
-    }
     if super::live::between_servers(&p.record) {
         return super::live::begin(p, source);
     }

@@ -28,8 +28,8 @@ pub use effect::{Backup, Effect, EffectKind, End, Request, Transfer, Wiring};
 pub use kept::{has_kept, is_kept, kept_place};
 pub use live::between_servers;
 pub use pass::{Look, Transition, measured};
-pub(crate) use said::one_line;
 pub use said::{close, trouble};
+pub(crate) use said::{noted, one_line};
 pub use view::{Copy, EndView, Outcome, Read, Spent, StopRules, Task, View, Wish, reads};
 
 use crate::records::Record;

@@ -3,12 +3,12 @@
 
 use std::time::Duration;
 
-use berth_api::moves::{MoveError, Progress as MoveProgress, PutBack, StepRecord, UndoCause};
+use berth_api::moves::{Progress as MoveProgress, PutBack, StepRecord, UndoCause};
 use berth_api::{GoDuration, Method, MicroTime, Outcome as MoveOutcome, Reason, Step};
 use jiff::Timestamp;
 
 use super::effect::{Effect, EffectKind, End, Request};
-use super::said::one_line;
+use super::said::{noted, one_line};
 use super::view::{Copy, EndView, Spent, Task, View, Wish, source_places, target_places};
 use crate::marks;
 use crate::model::{Instance, InstanceRef};
@@ -210,14 +210,8 @@ impl<'a> Pass<'a> {
 
     /// Remembers why something did not work.
     pub fn note(&mut self, reason: Reason, message: impl Into<String>, fix: Option<String>) {
-        let attempts = self.record.status.last_error.as_ref().map_or(0, |e| e.attempts) + 1;
-        self.record.status.last_error = Some(MoveError {
-            reason: reason.as_str().to_owned(),
-            message: one_line(&message.into()),
-            fix,
-            at: Some(MicroTime(self.now)),
-            attempts,
-        });
+        let last = &mut self.record.status.last_error;
+        *last = Some(noted(reason, &message.into(), fix, last.as_ref(), self.now));
     }
 
     /// The failure of the effect `kind`, if that is what this step is told.

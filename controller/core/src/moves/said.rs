@@ -1,6 +1,7 @@
 //! The conditions of a record, which follow from its step and outcome (kstatus): for people and tools, never read here.
 
-use berth_api::{InstanceMoveStatus, MicroTime, Outcome, ReasonKind, Step, conditions};
+use berth_api::moves::MoveError;
+use berth_api::{InstanceMoveStatus, MicroTime, Outcome, Reason, ReasonKind, Step, conditions};
 use jiff::{Timestamp, Unit};
 
 use crate::records::Record;
@@ -22,6 +23,23 @@ pub(crate) fn one_line(message: &str) -> String {
         .chain([' ', '…', ' '])
         .chain(line.chars().skip(length - MESSAGE_END))
         .collect()
+}
+
+/// Why something did not work, to be remembered in the place of `last`.
+pub(crate) fn noted(
+    reason: Reason,
+    message: &str,
+    fix: Option<String>,
+    last: Option<&MoveError>,
+    now: Timestamp,
+) -> MoveError {
+    MoveError {
+        reason: reason.as_str().to_owned(),
+        message: one_line(message),
+        fix,
+        at: Some(MicroTime(now)),
+        attempts: last.map_or(0, |e| e.attempts) + 1,
+    }
 }
 
 /// Makes the conditions say what the record says.

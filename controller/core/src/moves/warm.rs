@@ -10,8 +10,8 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::body::incoming_definition;
 use super::cold::{
-    Sending, clear_lost_transfer, disturbed, guard_source, retry_or_undo, source_vanished, stop_source, target_silent,
-    transfer, transfer_failed,
+    Sending, clear_lost_transfer, disturbed, guard_source, marked_source, retry_or_undo, source_vanished, stop_source,
+    target_silent, transfer, transfer_failed,
 };
 use super::effect::{EffectKind, End, Request};
 use super::kept;
@@ -40,20 +40,11 @@ pub(super) fn running(p: &mut Pass<'_>) -> Transition {
     if let Some(t) = note_round(p) {
         return t;
     }
-    if let Some(t) = p.wait_for_end(&view.source) {
-        return t;
-    }
-    let Some(source) = p.source() else {
-        return source_vanished(p);
+    let source = match marked_source(p) {
+        Ok(source) => source,
+        Err(t) => return *t,
     };
     let instance = &source.fresh.instance;
-    if let Some(t) = p.undo_if_wished() {
-        return t;
-    }
-    if !p.carries_mark(instance) {
-        let message = format!("somebody took Berth's marks off {}", instance.at);
-        return p.undo(Reason::ForeignOperation, message, None);
-    }
     match instance.power {
         // the guest went down by itself: what it wrote until then is in the last round
         Power::Stopped => return guard_source(p, source),

@@ -133,7 +133,6 @@ fn spec(desired: &Desired, located: &Located, (method, transfer): (Method, Trans
         placement_uid: desired.uid.clone(),
         generation: Some(desired.generation),
         method,
-        guard: GuardPair::default(),
         transfer,
         instance_type: match located.instance.kind {
             InstanceKind::Container => InstanceType::Container,
@@ -146,16 +145,8 @@ fn spec(desired: &Desired, located: &Located, (method, transfer): (Method, Trans
         stop: desired.spec.stop,
         timeout: Some(desired.spec.timeout),
         overrides: desired.spec.overrides.clone(),
-        dropped: Vec::new(),
         keep_source: desired.spec.keep_source,
-        onto: None,
-        attempt: 0,
-        plan_digest: String::new(),
-        estimate: None,
-        inputs: None,
-        warm: None,
-        live: None,
-        cancel: false,
+        ..InstanceMoveSpec::default()
     }
 }
 
