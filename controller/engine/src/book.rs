@@ -25,6 +25,8 @@ struct Inner {
     /// Namespaces whose records were listed.
     loaded: BTreeSet<String>,
     open: BTreeMap<Key, Record>,
+    /// Those that ended, as long as they are there.
+    ended: BTreeSet<Key>,
     /// The last attempt that ended, by uid of the placement.
     last: HashMap<String, Record>,
     /// Those that ended and whose source is kept.
@@ -80,6 +82,7 @@ impl Book {
     pub fn load(&self, namespace: &str, records: Vec<Record>) {
         let mut inner = lock(&self.inner);
         inner.open.retain(|key, _| key.namespace != namespace);
+        inner.ended.retain(|key| key.namespace != namespace);
         inner.kept.retain(|key, _| key.namespace != namespace);
         inner.loaded.insert(namespace.to_owned());
         for record in records {
@@ -96,6 +99,7 @@ impl Book {
     pub fn remove(&self, key: &Key) {
         let mut inner = lock(&self.inner);
         inner.open.remove(key);
+        inner.ended.remove(key);
         inner
             .last
             .retain(|_, r| r.namespace != key.namespace || r.name != key.name);
@@ -229,13 +233,23 @@ pub(crate) fn route(record: &Record) -> Route {
 }
 
 impl Inner {
+    /// An end, a cancellation and a deletion are never taken back: a pass that was interrupted by one of them gives back
+    /// the record it had.
     fn put(&mut self, mut record: Record) {
         let key = Key::new(&record.namespace, &record.name);
         if !record.finished() {
+            if self.ended.contains(&key) {
+                return;
+            }
+            if let Some(known) = self.open.get(&key) {
+                record.spec.cancel |= known.spec.cancel;
+                record.deleting |= known.deleting;
+            }
             self.open.insert(key, record);
             return;
         }
         self.open.remove(&key);
+        self.ended.insert(key.clone());
         let known = match has_kept(&record) {
             true => self.kept.insert(key, record.clone()),
             false => self.kept.remove(&key),

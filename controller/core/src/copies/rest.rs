@@ -8,8 +8,7 @@ use berth_api::copy::{CopyWork, DeletionPolicy};
 use berth_api::moves::MoveEnd;
 use berth_api::placement::InstanceRef as Meant;
 use berth_api::{
-    InstanceMoveSpec, InstancePlacementSpec, Method, MicroTime, Reason, Time, Transfer,
-    TransferMode, present,
+    InstanceMoveSpec, InstancePlacementSpec, Method, MicroTime, Reason, Time, Transfer, TransferMode, present,
 };
 use jiff::Timestamp;
 

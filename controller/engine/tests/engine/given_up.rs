@@ -3,13 +3,13 @@
 use std::time::Duration;
 
 use berth_api::moves::MoveError;
-use berth_api::{Method, Outcome, Reason};
+use berth_api::{Method, Outcome, Reason, Step};
 use berth_core::marks::{self, GUARD, Role};
 use berth_core::model::{Instance, Product};
 use berth_core::moves;
-use berth_core::records::Records;
+use berth_core::records::{Record, Records};
 use berth_core::server::FailureKind;
-use berth_sim::Fault;
+use berth_sim::{Fault, Options, Timing};
 use tokio::time::sleep;
 
 use crate::run;
@@ -21,6 +21,20 @@ const LONG: Duration = Duration::from_secs(400);
 /// What is on the target.
 fn copies(town: &Town) -> Vec<Instance> {
     town.world.instances("b")
+}
+
+/// As the annotation berth.dev/abandon does it; the record as it is then.
+async fn give_up(town: &Town) -> Record {
+    let mut record = town.records().remove(0);
+    record.status.last_error = Some(MoveError {
+        reason: Reason::NeedsAttention.as_str().to_owned(),
+        message: "given up".to_owned(),
+        fix: None,
+        at: None,
+        attempts: 1,
+    });
+    moves::close(&mut record, Outcome::NeedsAttention, town.now());
+    town.world.records("person").swap(&record).await.unwrap()
 }
 
 #[test]
@@ -59,17 +73,7 @@ fn a_move_that_was_given_up_leaves_everything_as_it_is_until_a_person_says_more(
         town.place("web-1", "b", |s| s.methods = vec![Method::Cold]);
         town.until("the copy is complete", |t| t.world.is_dead(CONTROLLER))
             .await;
-        // as the annotation berth.dev/abandon has it
-        let mut record = town.records().remove(0);
-        record.status.last_error = Some(MoveError {
-            reason: Reason::NeedsAttention.as_str().to_owned(),
-            message: "given up".to_owned(),
-            fix: None,
-            at: None,
-            attempts: 1,
-        });
-        moves::close(&mut record, Outcome::NeedsAttention, town.now());
-        town.world.records("person").swap(&record).await.unwrap();
+        give_up(&town).await;
         let before = (
             town.world.effects(),
             town.world.instance("a", &at("web-1")),
@@ -94,4 +98,36 @@ fn a_move_that_was_given_up_leaves_everything_as_it_is_until_a_person_says_more(
         let left: Vec<_> = copies(&town).into_iter().filter(|i| i.at != at("web-1")).collect();
         assert_eq!(left, before.2, "what was given up is left to the person");
     });
+}
+
+#[test]
+fn a_move_that_is_given_up_in_the_middle_of_a_transfer_is_over_at_once() {
+    let slow = || Options {
+        timing: Some(Timing {
+            transfer: Duration::from_secs(50),
+            ..Timing::of(Product::Incus)
+        }),
+        ..Options::default()
+    };
+    for later in [1500, 3500, 4500].map(Duration::from_millis) {
+        run(async {
+            let town = Town::with(Product::Incus, &["a", "b"], slow);
+            town.add("a", "web-1");
+            town.place("web-1", "b", |s| s.methods = vec![Method::Cold]);
+            let stopped = |t: &Town| {
+                t.records()
+                    .first()
+                    .is_some_and(|r| r.status.step() == Some(Step::Stopped))
+            };
+            town.until("it is stopped", stopped).await;
+            sleep(later).await;
+            town.engine.record_seen(&give_up(&town).await);
+            sleep(Duration::from_millis(200)).await;
+            assert_eq!(town.reason("web-1"), "NeedsAttention", "{later:?} after the stop");
+            let before = town.world.effects();
+            sleep(LONG).await;
+            assert_eq!(town.world.effects(), before, "nothing is touched any more");
+            assert_eq!(town.reason("web-1"), "NeedsAttention");
+        });
+    }
 }
