@@ -28,14 +28,13 @@ make_lane() { # NUMBER: takes a lab number that no living run has; suites that a
 }
 close_locks() { local n; for n in $(seq $lanes); do eval "exec $((10 + n))>&-"; done; } # in children: they would keep the lock
 start_lane() { # in the background: cargo builds meanwhile
-  ( close_locks; . "$WORK/lane-$1/env"; "$CONTROL_PLANE" up ) >"$WORK/lane-$1/kube.log" 2>&1 & echo $! >"$WORK/lane-$1/pids"
-  ( close_locks; . "$WORK/lane-$1/env"; "$LAB" down && "$LAB" up ) >"$WORK/lane-$1/lab.log" 2>&1 & echo $! >>"$WORK/lane-$1/pids"
+  ( close_locks; . "$WORK/lane-$1/env"; "$CONTROL_PLANE" up ) >"$WORK/lane-$1/kube.log" 2>&1 & echo $! >"$WORK/lane-$1/kube.pid"
+  ( close_locks; . "$WORK/lane-$1/env"; "$LAB" down && "$LAB" up ) >"$WORK/lane-$1/lab.log" 2>&1 & echo $! >"$WORK/lane-$1/lab.pid"
 }
 wait_lane() { # a lane without servers runs nothing: the others do its part
-  local what n=1; for what in kube lab; do
-    wait "$(sed -n ${n}p "$WORK/lane-$1/pids")" || {
-      { echo "run: without lane $1: the $what did not start:"; tail -n 20 "$WORK/lane-$1/$what.log"; } | tee -a "$WORK/notes"; return 1; }
-    n=2
+  local what; for what in kube lab; do
+    wait "$(cat "$WORK/lane-$1/$what.pid")" ||
+      { { echo "run: without lane $1: the $what did not start:"; tail -n 20 "$WORK/lane-$1/$what.log"; } | tee -a "$WORK/notes"; return 1; }
   done
   echo 'export BERTH_LAB_DIR=$LAB_DIR BERTH_KUBE_DIR=$KUBE_DIR' >>"$WORK/lane-$1/env"
 }

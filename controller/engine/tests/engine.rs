@@ -15,7 +15,7 @@ use berth_api::placement::PowerState;
 use berth_api::server::Limits;
 use berth_core::model::{Power, Product};
 use berth_core::server::FailureKind;
-use berth_sim::{Caller, Fault, InstanceOptions, Options, Timing};
+use berth_sim::{Caller, Fault, InstanceOptions, Options};
 use tokio::time::sleep;
 use town::{CONTROLLER, NAMESPACE, Town, at, running};
 
@@ -175,27 +175,15 @@ fn a_cancelled_move_is_undone_and_none_follows() {
 
 #[test]
 fn a_cancel_in_the_middle_of_a_transfer_is_heard_at_once() {
-    let slow = || Options {
-        timing: Some(Timing {
-            transfer: Duration::from_secs(50),
-            ..Timing::of(Product::Incus)
-        }),
-        ..Options::default()
-    };
     for later in [100, 1500, 2950, 3500, 3950, 4500, 9000].map(Duration::from_millis) {
         run(async {
-            let town = Town::with(Product::Incus, &["a", "b"], slow);
-            town.add("a", "web-1");
-            town.place("web-1", "b", |s| s.methods = vec![Method::Cold]);
-            let step = |t: &Town| t.records().first().and_then(|r| r.status.step.clone());
-            town.until("it is stopped", |t| step(t).as_deref() == Some("Stopped"))
-                .await;
-            sleep(later).await;
+            let town = Town::in_the_middle_of_a_transfer(later).await;
             let name = town.records()[0].name.clone();
             town.world.cancel_move(NAMESPACE, &name);
             town.engine.record_seen(&town.world.record(NAMESPACE, &name).unwrap());
             sleep(Duration::from_millis(200)).await;
-            assert_eq!(step(&town).as_deref(), Some("Undoing"), "{later:?} after the stop");
+            let step = town.records()[0].status.step.clone();
+            assert_eq!(step.as_deref(), Some("Undoing"), "{later:?} after the stop");
         });
     }
 }

@@ -3,13 +3,13 @@
 use std::time::Duration;
 
 use berth_api::moves::MoveError;
-use berth_api::{Method, Outcome, Reason, Step};
+use berth_api::{Method, Outcome, Reason};
 use berth_core::marks::{self, GUARD, Role};
 use berth_core::model::{Instance, Product};
 use berth_core::moves;
 use berth_core::records::{Record, Records};
 use berth_core::server::FailureKind;
-use berth_sim::{Fault, Options, Timing};
+use berth_sim::Fault;
 use tokio::time::sleep;
 
 use crate::run;
@@ -102,25 +102,9 @@ fn a_move_that_was_given_up_leaves_everything_as_it_is_until_a_person_says_more(
 
 #[test]
 fn a_move_that_is_given_up_in_the_middle_of_a_transfer_is_over_at_once() {
-    let slow = || Options {
-        timing: Some(Timing {
-            transfer: Duration::from_secs(50),
-            ..Timing::of(Product::Incus)
-        }),
-        ..Options::default()
-    };
     for later in [1500, 3500, 4500].map(Duration::from_millis) {
         run(async {
-            let town = Town::with(Product::Incus, &["a", "b"], slow);
-            town.add("a", "web-1");
-            town.place("web-1", "b", |s| s.methods = vec![Method::Cold]);
-            let stopped = |t: &Town| {
-                t.records()
-                    .first()
-                    .is_some_and(|r| r.status.step() == Some(Step::Stopped))
-            };
-            town.until("it is stopped", stopped).await;
-            sleep(later).await;
+            let town = Town::in_the_middle_of_a_transfer(later).await;
             town.engine.record_seen(&give_up(&town).await);
             sleep(Duration::from_millis(200)).await;
             assert_eq!(town.reason("web-1"), "NeedsAttention", "{later:?} after the stop");

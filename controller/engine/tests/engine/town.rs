@@ -8,13 +8,13 @@ use std::time::Duration;
 use berth_api::conditions::{self, READY};
 use berth_api::placement::PowerState;
 use berth_api::server::Limits;
-use berth_api::{InstancePlacementSpec, InstancePlacementStatus, Target};
+use berth_api::{InstancePlacementSpec, InstancePlacementStatus, Method, Step, Target};
 use berth_core::model::{InstanceRef, Product};
 use berth_core::plan::Desired;
 use berth_core::records::Record;
 use berth_engine::registry::ServerConfig;
 use berth_engine::{Engine, Env, Happening, Key, Report};
-use berth_sim::{CERTIFICATE, InstanceOptions, Options, World};
+use berth_sim::{CERTIFICATE, InstanceOptions, Options, Timing, World};
 use jiff::Timestamp;
 use tokio::sync::Notify;
 
@@ -69,6 +69,24 @@ impl Town {
         let world = World::new();
         servers.iter().for_each(|s| world.add_server(s, product, options()));
         Self::begin(world, CONTROLLER, servers.iter().map(|s| (*s).to_owned()).collect())
+    }
+
+    /// `web-1` is on its way from a to b, and has been stopped for that long; its data takes 50 s.
+    pub async fn in_the_middle_of_a_transfer(stopped_for: Duration) -> Self {
+        let slow = || Options {
+            timing: Some(Timing {
+                transfer: Duration::from_secs(50),
+                ..Timing::of(Product::Incus)
+            }),
+            ..Options::default()
+        };
+        let town = Self::with(Product::Incus, &["a", "b"], slow);
+        town.add("a", "web-1");
+        town.place("web-1", "b", |s| s.methods = vec![Method::Cold]);
+        let stopped = |t: &Town| t.records().iter().any(|r| r.status.step() == Some(Step::Stopped));
+        town.until("it is stopped", stopped).await;
+        tokio::time::sleep(stopped_for).await;
+        town
     }
 
     fn begin(world: World, controller: &str, servers: Vec<String>) -> Self {
