@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use berth_tests::{NewInstance, Placement, Server, Test, seconds, wait_for};
+use berth_tests::{NewInstance, Placement, Server, Test, seconds, summary, wait_for};
 use serde_json::{Value, json};
 
 #[path = "criu/connections.rs"]
@@ -118,7 +118,7 @@ async fn ended(test: &Test, name: &str, nth: usize) -> Value {
             .unwrap_or_default();
         match one["status"]["outcome"].as_str() {
             Some(_) => Ok(one),
-            None => Err(format!("{:#}", one["status"])),
+            None => Err(summary(&one)),
         }
     })
     .await

@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use berth_tests::{ControllerOptions, NewInstance, Placement, Server, Test, condition, reason, wait_for};
+use berth_tests::{ControllerOptions, NewInstance, Placement, Server, Test, condition, reason, summary, wait_for};
 use futures::StreamExt;
 use futures::stream;
 use serde_json::{Value, json};
@@ -199,7 +199,7 @@ async fn ended(test: &Test, name: &str, to: &str) -> String {
         if let Some(stalled) = condition(&placement, "Stalled") {
             return Ok(stalled["reason"].as_str().unwrap_or_default().to_owned());
         }
-        Err(format!("{:#}", placement["status"]))
+        Err(summary(&placement))
     })
     .await
 }
@@ -235,7 +235,8 @@ async fn arrived(test: &Test, (source, target): (&Server, &Server), name: &str, 
     let moves = test.moves(name).await;
     // a connection that breaks on a busy machine is no refusal: that attempt is undone and made again
     let lost = |m: &&Value| m["status"]["undo"]["reason"] != "ServerUnreachable";
-    assert_eq!(moves.iter().filter(lost).count(), 1, "{name}: {moves:#?}");
+    let undone: Vec<&Value> = moves.iter().map(|m| &m["status"]["undo"]).collect();
+    assert_eq!(moves.iter().filter(lost).count(), 1, "{name}: {undone:?}");
     assert_eq!(
         moves[0]["spec"]["transfer"], MODES[cell.mode],
         "{name}: the way that was asked for"

@@ -61,10 +61,15 @@ queue() { # the programs that cargo built: NAME PROGRAM FOLDER, those that take 
     awk -v order="$order" 'BEGIN {n = split(order, o); for (i = 1; i <= n; i++) at[o[i]] = i} {print ($1 in at ? at[$1] : n + 1), $0}' | sort -s -n | cut -d' ' -f2-
 }
 
-failures() { # a line for each test that failed: the suite, the test, and the first line of what it said
-  local log; for log in "$WORK"/log-*; do
-    awk -v suite="${log##*/log-}" '/^test result: FAILED.*it crashed/ {print "FAILED " suite ": " last}
-      /^---- .* ----$/ {name = $0; gsub(/^---- | (stdout )?----$/, "", name); getline said; while (said == "" || said ~ /^thread .* panicked/) if ((getline said) <= 0) break; print "FAILED " suite ": " name ": " substr(said, 1, 300)}
+failures() { # for each test that failed: the suite, the test, and what it said, in less room the more there are of them
+  local log room=$((2400 / (failed > 0 ? failed : 1)))
+  for log in "$WORK"/log-*; do
+    awk -v suite="${log##*/log-}" -v room="$((room > 200 ? room : 200))" '
+      function tell() { gsub(/[[:space:]]+/, " ", said); if (name != "") print "FAILED " suite ": " name ":" substr(said, 1, room); name = said = "" }
+      /^test result: FAILED.*it crashed/ {print "FAILED " suite ": " last}
+      /^---- .* ----$/ {tell(); name = $0; gsub(/^---- | (stdout )?----$/, "", name); next}
+      /^(failures:|test result:.*)$/ {tell()}
+      name != "" && !/^thread .* panicked/ {said = said " " substr($0, 1, room / 2)}
       {if ($0 != "") last = $0}' "$log"
   done
 }

@@ -1,7 +1,7 @@
 //! What keeps a container from being moved live is said before anything is touched, as far as it can be known; a server
 //! that lacks CRIU says so when a move is tried, and that is remembered for all.
 
-use berth_tests::{NewInstance, Placement, Test, wait_for};
+use berth_tests::{NewInstance, Placement, Test, summary, wait_for};
 use serde_json::{Value, json};
 
 use super::{CONSOLE, LONG, ended, goes_on, last_move, live, ticking};
@@ -18,7 +18,7 @@ async fn rejected(test: &Test, name: &str, reasons: &[&str]) -> Vec<Value> {
         if found == reasons {
             Ok(list)
         } else {
-            Err(format!("{:#}", placement["status"]))
+            Err(summary(&placement))
         }
     })
     .await

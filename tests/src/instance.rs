@@ -6,8 +6,10 @@ use hyper::Method;
 use serde_json::{Value, json};
 
 use crate::rest::{self, ApiError};
-use crate::{Product, Server, wait_for};
+use crate::{Product, Server, wait_for, wait_until};
 
+/// The longest that a server takes to see that a container has ended.
+const STOPS: Duration = Duration::from_secs(30);
 /// A helper for files ends when nobody asked it for 15 s (Incus and LXD, `forkfile`).
 const HELPER_ENDS: Duration = Duration::from_secs(17);
 
@@ -149,10 +151,19 @@ impl Server {
         self.set_state_in(name, "default", action).await;
     }
 
+    /// A server that stops a container by force first forbids it to fork. A shell that is PID 1 may end of that before it is
+    /// killed, and the server then says that the container did not run.
     async fn set_state_in(&self, name: &str, project: &str, action: &str) {
-        self.try_state_in(name, project, action)
-            .await
-            .unwrap_or_else(|error| panic!("{}: {action} {name}: {error}", self.name));
+        match self.try_state_in(name, project, action).await {
+            Err(error) if action == "stop" && error.message.contains("container is not running") => {
+                let stopped = || async {
+                    let instance = self.instance_in(name, project).await;
+                    instance.is_some_and(|i| i["status"] == "Stopped")
+                };
+                wait_until("a container that ended at its stop to be stopped", STOPS, stopped).await;
+            }
+            done => drop(done.unwrap_or_else(|error| panic!("{}: {action} {name}: {error}", self.name))),
+        }
     }
 
     /// As [`Server::set_state`] where a refusal is of interest.

@@ -25,7 +25,7 @@ pub use helm::{helm_program, objects_of, one_of_kind};
 pub use instance::NewInstance;
 pub use kube::{AuditEvent, Kube, Kubectl};
 pub use lab::{Lab, Product, Server};
-pub use objects::{Placement, condition, reason, seconds};
+pub use objects::{Placement, condition, reason, seconds, summary};
 pub use proxy::{Fate, Proxy, Seen};
 
 pub use recorder::Recorder;

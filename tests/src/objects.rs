@@ -58,6 +58,33 @@ pub fn reason(object: &Value) -> String {
         .unwrap_or_default()
 }
 
+fn name(object: &Value) -> &str {
+    object["metadata"]["name"].as_str().unwrap_or_default()
+}
+
+/// What an object says, on one line, the most telling first: its conditions, then the rest of its status.
+pub fn summary(object: &Value) -> String {
+    let mut rest = object["status"].clone();
+    let conditions = rest.as_object_mut().and_then(|status| status.remove("conditions"));
+    let text = |condition: &Value, key: &str| condition[key].as_str().unwrap_or_default().to_owned();
+    let said = |c: &Value| {
+        format!(
+            "{}={}/{}: {}",
+            text(c, "type"),
+            text(c, "status"),
+            text(c, "reason"),
+            text(c, "message")
+        )
+    };
+    let conditions = conditions
+        .as_ref()
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
+        .map(said);
+    conditions.chain([rest.to_string()]).collect::<Vec<_>>().join("; ")
+}
+
 /// Seconds of a duration as objects hold it: `850ms`, `1.4s`, `2m3s`; zero if there is none.
 pub fn seconds(text: &Value) -> f64 {
     let parsed = text.as_str().and_then(|t| t.parse::<jiff::SignedDuration>().ok());
@@ -195,6 +222,25 @@ impl Test {
         moves
     }
 
+    /// A line for each move that did not succeed and each placement that is not in place: what a failed test's report ends with.
+    pub(crate) async fn story(&self) -> String {
+        let moves = self.list("InstanceMove").await;
+        let moves = moves.iter().filter(|m| m["status"]["outcome"] != "Succeeded").map(|m| {
+            let status = &m["status"];
+            format!(
+                "{} {}/{}: {}",
+                name(m),
+                status["step"],
+                status["outcome"],
+                status["undo"]
+            )
+        });
+        let placements = self.list("InstancePlacement").await;
+        let placements = placements.iter().filter(|p| reason(p) != "True/InPlace");
+        let placements = placements.map(|p| format!("{} {}", name(p), summary(p)));
+        moves.chain(placements).collect::<Vec<_>>().join("\n")
+    }
+
     /// Waits until an object exists and fits; an API server that is away is waited for too.
     pub async fn wait_object(
         &self,
@@ -220,7 +266,7 @@ impl Test {
         wait_for(&format!("{name}: {what}"), within, || async {
             match api.get_opt(name).await.map(|object| object.map(|object| json!(object))) {
                 Ok(Some(object)) if fits(&object) => Ok(object),
-                Ok(Some(object)) => Err(format!("{:#}", object["status"])),
+                Ok(Some(object)) => Err(summary(&object)),
                 Ok(None) => Err("no such object".to_owned()),
                 Err(error) => Err(error.to_string()),
             }

@@ -233,8 +233,17 @@ async fn run_one(plan: Plan, company: &RwLock<()>, body: Body) -> Result<(), Fai
     let outcome = tokio::time::timeout(plan.timeout, guarded(body(test.clone()))).await;
     let outcome = outcome.unwrap_or_else(|_| Err(format!("did not end within {:?}", plan.timeout)));
     let outcome = outcome.and_then(|()| test.keeps_the_rules());
+    let story = match &outcome {
+        Err(_) if test.inner.kube.is_some() => {
+            let test = test.clone();
+            guarded(async move { test.story().await })
+                .await
+                .unwrap_or_else(|error| error)
+        }
+        Err(_) | Ok(()) => String::new(),
+    };
     test.end(outcome.is_err()).await;
-    outcome.map_err(|text| Failed::from(format!("{text}\nlogs: {}", test.dir().display())))
+    outcome.map_err(|text| Failed::from(format!("{text}\nlogs: {}\n{story}", test.dir().display())))
 }
 
 /// Runs a part of a test; a panic in it becomes an error that says where.

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use berth_tests::{Fate, NewVm, Placement, Proxy, Test, condition, wait_for};
+use berth_tests::{Fate, NewVm, Placement, Proxy, Test, condition, summary, wait_for};
 use serde_json::{Value, json};
 
 use super::LONG;
@@ -26,7 +26,7 @@ async fn ended(test: &Test, vm: &str) -> Value {
         let first = test.moves(vm).await.into_iter().next().unwrap_or_default();
         match first["status"]["outcome"].as_str() {
             Some(_) => Ok(first),
-            None => Err(format!("{:#}", first["status"])),
+            None => Err(summary(&first)),
         }
     })
     .await
@@ -161,7 +161,7 @@ pub async fn a_live_move_whose_link_is_cut_ends_with_one_guest(test: Test) {
         let server = test.get("InstanceServer", "i2").await.unwrap_or_default();
         match condition(&server, "Ready").map(|c| c["status"] == "False") {
             Some(true) => Ok(()),
-            _ => Err(format!("{:#}", server["status"])),
+            _ => Err(summary(&server)),
         }
     })
     .await;

@@ -160,7 +160,8 @@ pub(super) fn stop_source(p: &mut Pass<'_>, source: &Copy) -> Transition {
 /// From here on nobody can start the source: guard and `boot.autostart=false` in one conditional request.
 pub(super) fn guard_source(p: &mut Pass<'_>, source: &Copy) -> Transition {
     let instance = &source.fresh.instance;
-    if p.record.status.stopped_at.is_none() {
+    let all_read = p.record.status.stopped_at.is_some();
+    if !all_read {
         p.record.status.stopped_at = Some(MicroTime(p.now));
     }
     p.record.status.last_used_at = Some(instance.last_used_at.clone());
@@ -189,8 +190,10 @@ pub(super) fn guard_source(p: &mut Pass<'_>, source: &Copy) -> Transition {
         return p.ask(EffectKind::Hide, End::Source, &instance.at, Request::Rename { name });
     }
     p.advance(Step::Stopped);
-    // the target was not read yet: it is only needed from here on
-    p.go_on()
+    match all_read {
+        true => super::stopped(p),
+        false => p.go_on(),
+    }
 }
 
 pub(super) fn stopped(p: &mut Pass<'_>) -> Transition {

@@ -84,9 +84,8 @@ fn next(record: &Record, view: &View, now: Timestamp) -> Transition {
     match step {
         Step::Accepted => cold::accepted(&mut pass),
         Step::Marked | Step::Precopied if is_warm(record) => warm::running(&mut pass),
-        Step::Stopped if is_warm(record) || kept::refreshes(record) => warm::stopped(&mut pass),
         Step::Marked => cold::marked(&mut pass),
-        Step::Stopped => cold::stopped(&mut pass),
+        Step::Stopped => stopped(&mut pass),
         Step::Transferred => verify::transferred(&mut pass),
         Step::Verified => verify::verified(&mut pass),
         Step::Committed => finish::committed(&mut pass),
@@ -94,5 +93,14 @@ fn next(record: &Record, view: &View, now: Timestamp) -> Transition {
         Step::Retired => finish::retired(&mut pass),
         Step::Restoring => live::restoring(&mut pass),
         Step::Precopied | Step::Cleaned | Step::Undoing => pass.rest(),
+    }
+}
+
+/// The source is stopped and guarded: its data are sent, all of them or the last difference.
+fn stopped(p: &mut Pass<'_>) -> Transition {
+    if is_warm(&p.record) || kept::refreshes(&p.record) {
+        warm::stopped(p)
+    } else {
+        cold::stopped(p)
     }
 }

@@ -216,15 +216,18 @@ pub fn target_places(record: &Record) -> Vec<InstanceRef> {
 
 /// The reads that the next step of `record` needs.
 pub fn reads(record: &Record) -> Vec<Read> {
-    let step = record.status.step().unwrap_or(Step::Accepted);
     if kept::has_kept(record) {
         return reads_of_kept(record);
     }
-    let verifying = matches!(
-        step,
-        Step::Transferred | Step::Stopped | Step::Verified | Step::Restoring
-    );
     let warm = super::is_warm(record);
+    let step = match record.status.step().unwrap_or(Step::Accepted) {
+        // it is being guarded: the same pass goes on with what follows
+        Step::Marked | Step::Precopied if record.status.stopped_at.is_some() => Step::Stopped,
+        step => step,
+    };
+    let begun = record.status.names.as_ref().is_some_and(|n| n.incoming.is_some());
+    let verifying = matches!(step, Step::Transferred | Step::Verified | Step::Restoring)
+        || (step == Step::Stopped && (begun || warm || kept::refreshes(record)));
     // temporary snapshots that are to be deleted are read where that is done
     let temporary = record.status.precopy.as_ref().is_some_and(|w| !w.snapshots.is_empty());
     let keeps = kept::keeps(record);
@@ -250,7 +253,6 @@ pub fn reads(record: &Record) -> Vec<Read> {
         reads.clear();
     }
     reads.extend(target_places(record).into_iter().map(instance(End::Target, at_target)));
-    let begun = record.status.names.as_ref().is_some_and(|n| n.incoming.is_some());
     let transfers =
         matches!(step, Step::Stopped | Step::Restoring) || (warm && matches!(step, Step::Marked | Step::Precopied));
     // a backup is not deleted while it is being made

@@ -323,7 +323,6 @@ pub(super) fn stopped(p: &mut Pass<'_>) -> Transition {
         keep_round(p);
         p.record.status.transferred = p.incoming().map(str::to_owned);
         p.record.status.precopy.get_or_insert_default().complete = true;
-        return p.go_on();
     }
     if let Some(t) = p.wait_for_end(&view.source) {
         return t;
