@@ -47,7 +47,7 @@ use warm::a_running_guest_whose_state_cannot_be_saved_moves_warm_with_all_that_i
 
 berth_tests::suite! {
     needs: [Kube, Vms],
-    timeout: Duration::from_secs(400),
+    timeout: Duration::from_secs(600),
     side_by_side: 3,
     together: [
         a_running_guest_moves_cold_between_incus_servers,
@@ -76,7 +76,7 @@ berth_tests::suite! {
 }
 
 /// Emulated processors on a busy machine are slow.
-const LONG: Duration = Duration::from_secs(150);
+const LONG: Duration = Duration::from_secs(300);
 
 /// What a move may not change.
 async fn identity(server: &Server, vm: &str) -> Value {

@@ -10,6 +10,7 @@ pub mod history;
 mod instance;
 mod kube;
 mod lab;
+mod machine;
 mod objects;
 mod proxy;
 mod recorder;

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use libtest_mimic::{Arguments, Failed, Trial};
 use tokio::sync::RwLock;
@@ -17,6 +17,7 @@ use crate::gitops::Tool;
 use crate::helm::helm_program;
 use crate::kube::Kube;
 use crate::lab::{self, Lab};
+use crate::machine;
 use crate::recorder::Recorder;
 use crate::shared;
 
@@ -172,6 +173,9 @@ impl Suite {
         if let Some(reason) = &no_incus7 {
             eprintln!("{}: tests with Incus 7 skipped, {reason}", self.name);
         }
+        if missing.is_none() && !arguments.list {
+            machine::watch(shared::work_dir());
+        }
         let company = Arc::new(RwLock::new(()));
         let (suite, needs, timeout) = (self.name, self.needs, self.timeout);
         let trials = self.tests.into_iter().map(|entry| {
@@ -230,6 +234,7 @@ async fn run_one(plan: Plan, company: &RwLock<()>, body: Body) -> Result<(), Fai
         Ok(test) => test,
         Err(text) => return Err(Failed::from(text)),
     };
+    let begun = Instant::now();
     let outcome = tokio::time::timeout(plan.timeout, guarded(body(test.clone()))).await;
     let outcome = outcome.unwrap_or_else(|_| Err(format!("did not end within {:?}", plan.timeout)));
     let outcome = outcome.and_then(|()| test.keeps_the_rules());
@@ -242,8 +247,10 @@ async fn run_one(plan: Plan, company: &RwLock<()>, body: Body) -> Result<(), Fai
         }
         Err(_) | Ok(()) => String::new(),
     };
+    let machine = machine::since(begun);
     test.end(outcome.is_err()).await;
-    outcome.map_err(|text| Failed::from(format!("{text}\nlogs: {}\n{story}", test.dir().display())))
+    let logs = test.dir().display();
+    outcome.map_err(|text| Failed::from(format!("{text}\n{machine}\n{story}\nlogs: {logs}")))
 }
 
 /// Runs a part of a test; a panic in it becomes an error that says where.
