@@ -39,10 +39,10 @@ berth_tests::suite! {
         each_condition_of_a_live_move_of_a_container_is_named_with_a_fix_that_works,
         what_criu_cannot_move_stays_as_it_is_or_moves_by_the_next_method,
         a_container_falls_from_live_to_warm_to_cold_in_one_placement,
-        a_live_move_of_a_container_that_is_cancelled_leaves_it_as_it_was,
     ],
     alone: [
-        // these start the target's daemon anew where they must
+        // these start a daemon anew where they must
+        a_live_move_of_a_container_that_is_cancelled_leaves_it_as_it_was,
         processes_without_privileges_move_where_files_have_their_owners_on_the_disk,
         files_that_belong_to_nobody_are_found_and_the_container_runs_where_it_was,
         a_server_without_criu_is_remembered_until_somebody_asks_again,

@@ -253,14 +253,14 @@ fn story(record: &Record) -> (Reason, String) {
     };
     let reason = if restart { Reason::Updating } else { Reason::Moving };
     if let Some(undo) = &record.status.undo {
-        let pending = record
-            .status
-            .last_error
-            .as_ref()
-            .filter(|e| e.reason == Reason::StopPending.as_str());
+        let told = record.status.last_error.as_ref();
+        let pending = told.and_then(|e| Some((Reason::parse(&e.reason)?, e)));
         return match pending {
-            Some(e) => (Reason::StopPending, e.message.clone()),
-            None => (reason, format!("{what} is being undone: {}", undo.message)),
+            Some((reason @ (Reason::StopPending | Reason::NeedsAttention), e)) => {
+                let fix = e.fix.as_ref().map(|fix| format!("; {fix}")).unwrap_or_default();
+                (reason, format!("{}{fix}", e.message))
+            }
+            Some(_) | None => (reason, format!("{what} is being undone: {}", undo.message)),
         };
     }
     let trouble = record

@@ -16,10 +16,13 @@ use super::view::{Copy, EndView, target_places};
 use super::warm::remove_temporary;
 use crate::marks;
 use crate::model::{Definition, InstanceKind, InstanceRef, Power, Product};
+use crate::server::FailureKind;
 
 const POLL: Duration = Duration::from_secs(1);
 /// LXD lets go of an instance at once after a stop that timed out; for so long its guest may still go down.
 const LATE_STOP: Duration = Duration::from_secs(600);
+/// How often a running source is to be unmarked before a person has to look: about half a minute.
+const STUCK_ATTEMPTS: i32 = 5;
 /// How often the deletion of a copy is tried before a person has to look.
 const REMOVE_ATTEMPTS: i32 = 5;
 
@@ -88,11 +91,13 @@ fn restore_source(p: &mut Pass<'_>, source: &Copy) -> Option<Transition> {
     }
     if p.carries_mark(i) {
         // it runs: the marks come off; a stop that timed out may still happen, so it is watched until the server lets go
-        if p.failed(EffectKind::Unmark)
-            .is_some_and(super::super::server::ServerError::is_transient)
+        if let Some(kind) = p
+            .failed(EffectKind::Unmark)
+            .filter(|e| e.is_transient())
+            .map(|e| e.kind)
         {
             let retry = p.retry_after_failure(EffectKind::Unmark)?;
-            return Some(stop_pending(p, retry));
+            return Some(not_let_go(p, retry, kind));
         }
         return restore_running(p, source);
     }
@@ -196,12 +201,32 @@ fn restore_running(p: &mut Pass<'_>, source: &Copy) -> Option<Transition> {
     Some(t)
 }
 
-fn stop_pending(p: &mut Pass<'_>, mut retry: Transition) -> Transition {
-    let name = &p.record.spec.from.name;
-    let message = format!(
-        "{name} did not stop in time and its server refuses every change until it has stopped; it is then started again"
-    );
-    p.note(Reason::StopPending, message, None);
+/// The server takes no change of the source, which runs: a stop that timed out is still to come, or it never ended a
+/// migration that was cancelled (*seen* on Incus 6.0.4 with CRIU).
+fn not_let_go(p: &mut Pass<'_>, mut retry: Transition, kind: FailureKind) -> Transition {
+    let (name, server) = (&p.record.spec.from.name, &p.record.spec.from.server);
+    let (reason, message, fix) = if p.record.status.stop_requested_at.is_some() {
+        let message = format!(
+            "{name} did not stop in time and its server refuses every change until it has stopped; it is then started again"
+        );
+        (Reason::StopPending, message, None)
+    } else if kind == FailureKind::Busy && p.attempts() >= STUCK_ATTEMPTS {
+        let message = format!(
+            "{name} runs on, but {server} is still busy with its migration, which was given up, and refuses every change of it"
+        );
+        let is_lxd = matches!(&p.view.source, EndView::Reachable { facts, .. } if facts.product == Product::Lxd);
+        let command = match is_lxd {
+            true => "systemctl reload snap.lxd.daemon (without the snap: systemctl restart lxd)",
+            false => "systemctl restart incus",
+        };
+        let fix = format!("on the host of {server}, whose instances run on: {command}");
+        (Reason::NeedsAttention, message, Some(fix))
+    } else {
+        return retry;
+    };
+    if let Some(e) = p.record.status.last_error.as_mut() {
+        (e.reason, e.message, e.fix) = (reason.as_str().to_owned(), message, fix);
+    }
     retry.record = p.record.clone();
     retry
 }

@@ -1,5 +1,7 @@
 //! What is left to a person stays as it is: the copy whose source vanished, and everything of a move that was given up.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use berth_api::moves::MoveError;
@@ -13,7 +15,7 @@ use berth_sim::Fault;
 use tokio::time::sleep;
 
 use crate::run;
-use crate::town::{CONTROLLER, Town, at};
+use crate::town::{CONTROLLER, NAMESPACE, Town, at};
 
 /// Long enough for everything that happens by the clock.
 const LONG: Duration = Duration::from_secs(400);
@@ -114,4 +116,35 @@ fn a_move_that_is_given_up_in_the_middle_of_a_transfer_is_over_at_once() {
             assert_eq!(town.reason("web-1"), "NeedsAttention");
         });
     }
+}
+
+/// *Seen* on Incus 6.0.4: a live move with CRIU that is cancelled between its file system and its memory.
+#[test]
+fn a_server_that_never_ends_a_cancelled_migration_is_restarted_by_a_person() {
+    run(async {
+        let town = Town::slow();
+        town.place("web-1", "b", |s| s.methods = vec![Method::Warm]);
+        town.until("it is copied", |t| t.log().iter().any(|l| l.contains("accept")))
+            .await;
+        let stuck = Arc::new(AtomicBool::new(true));
+        let busy = stuck.clone();
+        town.world.set_hook(move |_, w| {
+            let kind = FailureKind::Busy;
+            let refused = w.write.verb() == "patch" && busy.load(Ordering::Relaxed);
+            refused.then_some(Fault::Fail {
+                kind,
+                carried_out: false,
+            })
+        });
+        let name = town.records()[0].name.clone();
+        town.world.cancel_move(NAMESPACE, &name);
+        town.engine.record_seen(&town.world.record(NAMESPACE, &name).unwrap());
+        town.until("a person is told", |t| t.reason("web-1") == "NeedsAttention")
+            .await;
+        let said = town.status("web-1").conditions.remove(0).message;
+        assert!(said.contains("systemctl restart incus"), "{said}");
+        stuck.store(false, Ordering::Relaxed);
+        town.until("it is cancelled", |t| t.reason("web-1") == "MoveCancelled")
+            .await;
+    });
 }

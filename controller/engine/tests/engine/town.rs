@@ -71,8 +71,8 @@ impl Town {
         Self::begin(world, CONTROLLER, servers.iter().map(|s| (*s).to_owned()).collect())
     }
 
-    /// `web-1` is on its way from a to b, and has been stopped for that long; its data takes 50 s.
-    pub async fn in_the_middle_of_a_transfer(stopped_for: Duration) -> Self {
+    /// Two servers, and `web-1` on a; its data takes 50 s.
+    pub fn slow() -> Self {
         let slow = || Options {
             timing: Some(Timing {
                 transfer: Duration::from_secs(50),
@@ -82,6 +82,12 @@ impl Town {
         };
         let town = Self::with(Product::Incus, &["a", "b"], slow);
         town.add("a", "web-1");
+        town
+    }
+
+    /// `web-1` is on its way from a to b, and has been stopped for that long.
+    pub async fn in_the_middle_of_a_transfer(stopped_for: Duration) -> Self {
+        let town = Self::slow();
         town.place("web-1", "b", |s| s.methods = vec![Method::Cold]);
         let stopped = |t: &Town| t.records().iter().any(|r| r.status.step() == Some(Step::Stopped));
         town.until("it is stopped", stopped).await;
