@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use berth_tests::{AuditEvent, ControllerOptions, NewInstance, Seen, Test, wait_until};
+use berth_tests::{AuditEvent, ControllerOptions, NewInstance, Seen, Test, wait_for, wait_until};
 use futures::future::join_all;
 
 use road::{Road, SOON};
@@ -52,10 +52,26 @@ async fn thirty_placements_in_place_cost_no_write_and_no_request_per_instance(te
         test.wait_in_place(name, ["i1", "i2"][number % 2], SOON).await;
     }
     // events are written after the status
-    for name in &names {
-        let told = || async { test.events(name).await.iter().any(|e| e.contains("InPlace")) };
-        wait_until("the event of each placement", SOON, told).await;
+    let mut events = 0;
+    for name in names.iter().map(String::as_str).chain(["i1", "i2"]) {
+        events += wait_for("the event of each object", SOON, || async {
+            let told = test.events(name).await.len();
+            if told > 0 {
+                Ok(told)
+            } else {
+                Err(format!("none of {name}"))
+            }
+        })
+        .await;
     }
+    // what is written can be read before the audit log has it
+    let logged = || {
+        writes(&test)
+            .iter()
+            .filter(|w| w.object_ref.resource == "events")
+            .count()
+    };
+    wait_until("the events' writes to be logged", SOON, || async { logged() >= events }).await;
     let (writes, requests) = (
         writes(&test).len(),
         road.proxies().map(|p| p.seen().len()).collect::<Vec<_>>(),
