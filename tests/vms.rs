@@ -60,7 +60,6 @@ berth_tests::suite! {
         the_running_state_of_an_lxd_guest_moves_by_way_of_the_disk,
         live_alone_never_stops_a_guest,
         each_condition_of_a_live_move_is_named_with_a_fix_that_works,
-        a_cancelled_live_move_leaves_the_guest_where_it_was,
         a_guest_that_the_target_cannot_take_over_runs_on_and_moves_once_it_can,
         two_guests_that_ran_for_too_long_are_told_to_a_person,
         a_guest_that_stands_is_copied_and_refreshed_with_its_disk,
@@ -69,6 +68,7 @@ berth_tests::suite! {
         lxd_servers_do_with_guests_what_is_taken_for_granted,
     ],
     alone: [
+        a_cancelled_live_move_leaves_the_guest_where_it_was,
         a_live_move_whose_link_is_cut_ends_with_one_guest,
         a_live_move_over_a_slow_link_is_given_up_in_time,
         a_live_move_ends_well_whichever_daemon_is_killed,

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use berth_api::moves::Progress;
-use berth_api::{GuardKind, InstanceMoveSpec, MicroTime, Reason, Step, Transfer as Mode};
+use berth_api::{GuardKind, InstanceMoveSpec, Method, MicroTime, Reason, Step, Transfer as Mode};
 
 use super::body::incoming_definition;
 use super::effect::{EffectKind, End, Request, Transfer, Wiring};
@@ -385,6 +385,22 @@ fn is_full(message: &str) -> bool {
         .any(|words| message.contains(words))
 }
 
+/// Both products' words for a connection that broke.
+pub(super) fn is_link(message: &str) -> bool {
+    let message = message.to_ascii_lowercase();
+    [
+        "websocket",
+        "eof",
+        "connect",
+        "timed out",
+        "timeout",
+        "broken pipe",
+        "shutting down",
+    ]
+    .iter()
+    .any(|words| message.contains(words))
+}
+
 pub(super) fn transfer_failed(p: &mut Pass<'_>, e: &ServerError) -> Transition {
     if e.kind == FailureKind::ScratchFull {
         let fix = "give the controller more room (--scratch-dir, --scratch-limit; in the chart scratch.size), or set another spec.transfer";
@@ -401,7 +417,10 @@ pub(super) fn transfer_failed(p: &mut Pass<'_>, e: &ServerError) -> Transition {
         return p.undo(Reason::InsufficientSpace, message, Some(fix));
     }
     p.record.status.refused_key = crate::travel::refused_key(&e.message).map(str::to_owned);
+    // neither end says more than that the other one was gone
+    let broke = p.record.spec.method == Method::Cold && e.message.split("; ").all(is_link);
     let reason = match e.kind {
+        FailureKind::Refused if broke => Reason::ServerUnreachable,
         FailureKind::AlreadyExists => Reason::NameTaken,
         FailureKind::Unreachable | FailureKind::Unknown => Reason::ServerUnreachable,
         FailureKind::PeerUnreachable => return peer_unreachable(p, e),
@@ -490,4 +509,26 @@ pub(super) fn source_vanished(p: &mut Pass<'_>) -> Transition {
     }
     p.note(Reason::InstanceNotFound, message, None);
     p.finish(berth_api::Outcome::Undone)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_that_breaks_is_told_from_a_refusal() {
+        for broken in [
+            "i2: websocket: close 1006 (abnormal closure): unexpected EOF",
+            "rsync: connection unexpectedly closed (181 bytes received so far) [sender]",
+            "Timed out waiting for connections",
+        ] {
+            assert!(is_link(broken), "{broken}");
+        }
+        for refused in [
+            "Failed creating instance record: Unknown configuration key",
+            "Failed getting root disk: No root device could be found",
+        ] {
+            assert!(!is_link(refused), "{refused}");
+        }
+    }
 }

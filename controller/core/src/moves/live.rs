@@ -337,9 +337,9 @@ pub(super) fn stop_copy(p: &mut Pass<'_>) -> Option<Transition> {
     if let Some(t) = criu::too_late(p) {
         return Some(t);
     }
-    let waited = p.record.status.steps.last().map(|s| p.now.duration_since(s.at.0));
-    let hung = waited.is_some_and(|w| w.unsigned_abs() > HUNG);
-    if !hung && let Some(t) = cancel_lost_operation(p).or_else(|| cancel_on_target(p)) {
+    if !is_hung(p)
+        && let Some(t) = cancel_lost_operation(p).or_else(|| cancel_on_target(p))
+    {
         return Some(t);
     }
     if let EndView::Unreachable { message, .. } = &p.view.target {
@@ -365,6 +365,12 @@ pub(super) fn stop_copy(p: &mut Pass<'_>) -> Option<Transition> {
         return Some(t);
     }
     Some(p.ask(EffectKind::Stop, End::Target, &copy.at, Request::ForceStop))
+}
+
+/// Whether the servers had time enough to end what was given up.
+pub(super) fn is_hung(p: &Pass<'_>) -> bool {
+    let waited = p.record.status.steps.last().map(|s| p.now.duration_since(s.at.0));
+    waited.is_some_and(|w| w.unsigned_abs() > HUNG)
 }
 
 /// Of a pushed transfer only the target's end can be cancelled.

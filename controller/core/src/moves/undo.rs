@@ -214,12 +214,7 @@ fn not_let_go(p: &mut Pass<'_>, mut retry: Transition, kind: FailureKind) -> Tra
         let message = format!(
             "{name} runs on, but {server} is still busy with its migration, which was given up, and refuses every change of it"
         );
-        let is_lxd = matches!(&p.view.source, EndView::Reachable { facts, .. } if facts.product == Product::Lxd);
-        let command = match is_lxd {
-            true => "systemctl reload snap.lxd.daemon (without the snap: systemctl restart lxd)",
-            false => "systemctl restart incus",
-        };
-        let fix = format!("on the host of {server}, whose instances run on: {command}");
+        let fix = restart(server, &p.view.source);
         (Reason::NeedsAttention, message, Some(fix))
     } else {
         return retry;
@@ -229,6 +224,16 @@ fn not_let_go(p: &mut Pass<'_>, mut retry: Transition, kind: FailureKind) -> Tra
     }
     retry.record = p.record.clone();
     retry
+}
+
+/// The command that frees an instance from an operation that its server never ends.
+fn restart(server: &str, end: &EndView) -> String {
+    let is_lxd = matches!(end, EndView::Reachable { facts, .. } if facts.product == Product::Lxd);
+    let command = match is_lxd {
+        true => "systemctl reload snap.lxd.daemon (without the snap: systemctl restart lxd)",
+        false => "systemctl restart incus",
+    };
+    format!("on the host of {server}, whose instances run on: {command}")
 }
 
 /// Whether a graceful stop that timed out on LXD may still happen.
@@ -252,10 +257,26 @@ fn late_stop_is_possible(p: &Pass<'_>) -> bool {
 /// The copy goes: a complete one under a unique name of its own, a half-made one under the name it was made with.
 fn remove_copy(p: &mut Pass<'_>) -> Option<Transition> {
     let view = p.view;
-    for at in target_places(&p.record) {
-        if view.target.operation_on(&at).is_some() {
-            return Some(p.wait(POLL));
+    let busy = target_places(&p.record)
+        .iter()
+        .any(|at| view.target.operation_on(at).is_some());
+    let told = p.record.status.last_error.as_ref();
+    let told = told.is_some_and(|e| e.reason == Reason::NeedsAttention.as_str());
+    if busy {
+        // *seen* on Incus 6.0.4: a virtual machine, cancelled as its running state began to be sent
+        if !told && live::between_servers(&p.record) && live::is_hung(p) {
+            let server = &p.record.spec.to.server;
+            let message =
+                format!("{server} never ends the transfer that was given up, so the copy there cannot be deleted");
+            let fix = restart(server, &view.target);
+            p.note(Reason::NeedsAttention, message, Some(fix));
         }
+        return Some(p.wait(POLL));
+    }
+    if told {
+        // the server has let go: what was tried too often before is tried again
+        p.record.status.last_error = None;
+        return Some(p.go_on());
     }
     let Some(target) = p.target() else {
         return remove_strays(p);

@@ -10,8 +10,8 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::body::incoming_definition;
 use super::cold::{
-    Sending, clear_lost_transfer, disturbed, guard_source, marked_source, retry_or_undo, source_vanished, stop_source,
-    target_silent, transfer, transfer_failed,
+    Sending, clear_lost_transfer, disturbed, guard_source, is_link, marked_source, retry_or_undo, source_vanished,
+    stop_source, target_silent, transfer, transfer_failed,
 };
 use super::effect::{EffectKind, End, Request};
 use super::kept;
@@ -140,26 +140,10 @@ fn round_failed(p: &mut Pass<'_>, e: &ServerError) -> Transition {
     p.wait(POLL)
 }
 
-/// Both products' words for a connection that broke: that says nothing against the method.
-fn is_link(message: &str) -> bool {
-    let message = message.to_ascii_lowercase();
-    [
-        "websocket",
-        "eof",
-        "connect",
-        "timed out",
-        "timeout",
-        "broken pipe",
-        "cancelled",
-        "canceled",
-        "shutting down",
-    ]
-    .iter()
-    .any(|words| message.contains(words))
-}
-
+/// A round that was cut off, by the link or by somebody, says nothing against the method.
 fn refused(p: &mut Pass<'_>, e: &ServerError) -> Transition {
-    if e.kind == FailureKind::Refused && is_link(&e.message) {
+    let cancelled = ["cancelled", "canceled"].iter().any(|words| e.message.contains(words));
+    if e.kind == FailureKind::Refused && (cancelled || is_link(&e.message)) {
         return p.undo(Reason::MoveFailed, e.to_string(), None);
     }
     transfer_failed(p, e)
