@@ -65,15 +65,13 @@ async fn ends_with_one_guest(test: &Test, vm: &str, boot: &str, what: &str) {
 
 pub async fn a_cancelled_live_move_leaves_the_guest_where_it_was(test: Test) {
     let (vm, boot) = begun(&test, json!({})).await;
-    let name = test.moves(&vm).await[0]["metadata"]["name"]
-        .as_str()
-        .unwrap_or_default()
-        .to_owned();
-    test.patch("InstanceMove", &name, json!({"spec": {"cancel": true}}))
+    let first = test.moves(&vm).await.into_iter().next().unwrap_or_default();
+    let name = first["metadata"]["name"].as_str().unwrap_or_default();
+    test.patch("InstanceMove", name, json!({"spec": {"cancel": true}}))
         .await;
     // now and then the target, Incus 6.0.4, never ends what was cancelled: then a person is told what to do
     let told = test
-        .wait_object("InstanceMove", &name, "over, or up to a person", LONG, |object| {
+        .wait_object("InstanceMove", name, "over, or up to a person", LONG, |object| {
             object["status"]["outcome"].is_string() || object["status"]["lastError"]["reason"] == "NeedsAttention"
         })
         .await;
