@@ -99,9 +99,9 @@ pub fn resting(
     status
 }
 
-/// That a process has just started and knows nothing yet takes back nothing of what was said of this very spec.
+/// That a process has just started, and has not heard of a server yet, takes back nothing of what was said of this very spec.
 fn is_no_news(desired: &Desired, verdict: &Verdict) -> bool {
-    let knows_nothing = matches!(
+    let waits_to_hear = matches!(
         verdict.decision,
         Decision::Wait {
             reason: Reason::Progressing,
@@ -109,7 +109,7 @@ fn is_no_news(desired: &Desired, verdict: &Verdict) -> bool {
         }
     );
     let said = conditions::is_said_of(&desired.status.conditions, desired.generation);
-    knows_nothing && verdict.located.is_none() && said
+    waits_to_hear && said
 }
 
 /// Whether a committed move waits only for the server of its former source, and has for a minute.

@@ -51,6 +51,17 @@ fn what_was_said_of_this_spec_stays_until_a_new_process_has_asked_the_servers() 
     assert_eq!(said(&d, &unknown), d.status);
     d.generation += 1;
     assert_eq!(ready(&said(&d, &unknown)).as_deref(), Some("Progressing"));
+    // one of two servers answers sooner
+    let both = |b| world([("rack-a", server("a", [instance("web")])), ("rack-b", b)]);
+    let mut late = server("b", []);
+    (late.reach, late.instances, late.facts) = (Reach::Connecting, None, None);
+    let (known, half) = (both(server("b", [])), both(late));
+    let mut d = desired("web", "rack-b");
+    d.spec.target.pool = Some("nowhere".to_owned());
+    assert_eq!(ready(&said(&d, &half)).as_deref(), Some("Progressing"));
+    d.status = said(&d, &known);
+    assert_eq!(ready(&d.status).as_deref(), Some("PoolNotFound"));
+    assert_eq!(said(&d, &half), d.status);
 }
 
 #[test]
