@@ -159,19 +159,8 @@ pub async fn a_live_move_of_a_container_that_is_cancelled_leaves_it_as_it_was(te
     let record = begun["metadata"]["name"].as_str().unwrap_or_default();
     test.patch("InstanceMove", record, json!({"spec": {"cancel": true}}))
         .await;
-    // between the file system and the memory Incus 6.0.4 now and then never ends what was cancelled, and refuses every
-    // change: then a person is told what to do
-    let told = test
-        .wait_object("InstanceMove", record, "over, or up to a person", LONG, |object| {
-            object["status"]["outcome"].is_string() || object["status"]["lastError"]["reason"] == "NeedsAttention"
-        })
-        .await;
-    if told["status"]["outcome"].is_null() {
-        let fix = told["status"]["lastError"]["fix"].as_str().unwrap_or_default();
-        assert!(fix.contains("systemctl restart incus"), "{told:#}");
-        lab.server("i1").kill_daemon().await;
-        lab.server("i1").start_daemon().await;
-    }
+    // seen between the file system and the memory: the source refuses every change
+    test.restart_what_never_ends(record, LONG).await;
     let first = ended(&test, &name, 0).await;
     // it may have been over before the wish was read
     let at = if first["status"]["outcome"] == "Cancelled" {

@@ -52,21 +52,23 @@ pub fn condition<'a>(object: &'a Value, kind: &str) -> Option<&'a Value> {
 
 /// `True/InPlace` and the like: status and reason of `Ready`; empty if there is none.
 pub fn reason(object: &Value) -> String {
-    let text = |condition: &Value, key: &str| condition[key].as_str().unwrap_or_default().to_owned();
     condition(object, "Ready")
         .map(|c| format!("{}/{}", text(c, "status"), text(c, "reason")))
         .unwrap_or_default()
 }
 
+fn text<'a>(object: &'a Value, key: &str) -> &'a str {
+    object[key].as_str().unwrap_or_default()
+}
+
 fn name(object: &Value) -> &str {
-    object["metadata"]["name"].as_str().unwrap_or_default()
+    text(&object["metadata"], "name")
 }
 
 /// What an object says, on one line, the most telling first: its conditions, then the rest of its status.
 pub fn summary(object: &Value) -> String {
     let mut rest = object["status"].clone();
     let conditions = rest.as_object_mut().and_then(|status| status.remove("conditions"));
-    let text = |condition: &Value, key: &str| condition[key].as_str().unwrap_or_default().to_owned();
     let said = |c: &Value| {
         format!(
             "{}={}/{}: {}",
@@ -220,6 +222,29 @@ impl Test {
         moves.retain(|object| object["spec"]["placement"] == placement);
         moves.sort_by_key(|object| object["spec"]["attempt"].as_u64());
         moves
+    }
+
+    /// Waits until a cancelled move is over, or says that a server never ends it, as Incus 6.0.4 does now and then: then the
+    /// daemon is restarted, as it says. The name of that server. For tests that have the servers for themselves.
+    pub async fn restart_what_never_ends(&self, record: &str, within: Duration) -> Option<String> {
+        let told = self
+            .wait_object("InstanceMove", record, "over, or up to a person", within, |object| {
+                object["status"]["outcome"].is_string() || object["status"]["lastError"]["reason"] == "NeedsAttention"
+            })
+            .await;
+        if told["status"]["outcome"].is_string() {
+            return None;
+        }
+        let fix = told["status"]["lastError"]["fix"].as_str().unwrap_or_default();
+        assert!(fix.contains("systemctl restart incus"), "{told:#}");
+        let host = fix
+            .strip_prefix("on the host of ")
+            .and_then(|rest| rest.split(',').next());
+        let name = host.unwrap_or_else(|| panic!("it names no server: {told:#}"));
+        let server = self.lab().server(name);
+        server.kill_daemon().await;
+        server.start_daemon().await;
+        Some(name.to_owned())
     }
 
     /// A line for each move that did not succeed and each placement that is not in place: what a failed test's report ends with.

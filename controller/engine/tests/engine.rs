@@ -160,9 +160,7 @@ fn a_cancelled_move_is_undone_and_none_follows() {
             t.records().iter().any(|r| r.status.step.as_deref() == Some("Stopped"))
         })
         .await;
-        let name = town.records()[0].name.clone();
-        town.world.cancel_move(NAMESPACE, &name);
-        town.engine.record_seen(&town.world.record(NAMESPACE, &name).unwrap());
+        town.cancel();
         town.until("it is cancelled", |t| t.reason("web-1") == "MoveCancelled")
             .await;
         assert_eq!(town.world.instance("a", &at("web-1")).unwrap().power, Power::Running);
@@ -178,9 +176,7 @@ fn a_cancel_in_the_middle_of_a_transfer_is_heard_at_once() {
     for later in [100, 1500, 2950, 3500, 3950, 4500, 9000].map(Duration::from_millis) {
         run(async {
             let town = Town::in_the_middle_of_a_transfer(later).await;
-            let name = town.records()[0].name.clone();
-            town.world.cancel_move(NAMESPACE, &name);
-            town.engine.record_seen(&town.world.record(NAMESPACE, &name).unwrap());
+            town.cancel();
             sleep(Duration::from_millis(200)).await;
             let step = town.records()[0].status.step.clone();
             assert_eq!(step.as_deref(), Some("Undoing"), "{later:?} after the stop");

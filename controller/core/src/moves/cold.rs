@@ -377,18 +377,20 @@ fn wiring(record: &Record) -> Wiring {
     }
 }
 
+/// Whether a server's message has any of these words, in capitals or not.
+pub(super) fn says(message: &str, words: &[&str]) -> bool {
+    let message = message.to_ascii_lowercase();
+    words.iter().any(|w| message.contains(w))
+}
+
 /// The words of the kernel for a full file system and a full quota, which rsync and btrfs repeat.
 fn is_full(message: &str) -> bool {
-    let message = message.to_ascii_lowercase();
-    ["no space left on device", "disk quota exceeded"]
-        .iter()
-        .any(|words| message.contains(words))
+    says(message, &["no space left on device", "disk quota exceeded"])
 }
 
 /// Both products' words for a connection that broke.
 pub(super) fn is_link(message: &str) -> bool {
-    let message = message.to_ascii_lowercase();
-    [
+    const WORDS: [&str; 7] = [
         "websocket",
         "eof",
         "connect",
@@ -396,9 +398,8 @@ pub(super) fn is_link(message: &str) -> bool {
         "timeout",
         "broken pipe",
         "shutting down",
-    ]
-    .iter()
-    .any(|words| message.contains(words))
+    ];
+    says(message, &WORDS)
 }
 
 pub(super) fn transfer_failed(p: &mut Pass<'_>, e: &ServerError) -> Transition {
@@ -530,5 +531,6 @@ mod tests {
         ] {
             assert!(!is_link(refused), "{refused}");
         }
+        assert!(says("Operation Cancelled", &["cancelled", "canceled"]));
     }
 }

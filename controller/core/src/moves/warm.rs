@@ -10,8 +10,8 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::body::incoming_definition;
 use super::cold::{
-    Sending, clear_lost_transfer, disturbed, guard_source, is_link, marked_source, retry_or_undo, source_vanished,
-    stop_source, target_silent, transfer, transfer_failed,
+    Sending, clear_lost_transfer, disturbed, guard_source, is_link, marked_source, retry_or_undo, says,
+    source_vanished, stop_source, target_silent, transfer, transfer_failed,
 };
 use super::effect::{EffectKind, End, Request};
 use super::kept;
@@ -142,7 +142,7 @@ fn round_failed(p: &mut Pass<'_>, e: &ServerError) -> Transition {
 
 /// A round that was cut off, by the link or by somebody, says nothing against the method.
 fn refused(p: &mut Pass<'_>, e: &ServerError) -> Transition {
-    let cancelled = ["cancelled", "canceled"].iter().any(|words| e.message.contains(words));
+    let cancelled = says(&e.message, &["cancelled", "canceled"]);
     if e.kind == FailureKind::Refused && (cancelled || is_link(&e.message)) {
         return p.undo(Reason::MoveFailed, e.to_string(), None);
     }

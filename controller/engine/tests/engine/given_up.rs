@@ -15,7 +15,7 @@ use berth_sim::Fault;
 use tokio::time::sleep;
 
 use crate::run;
-use crate::town::{CONTROLLER, NAMESPACE, Town, at};
+use crate::town::{CONTROLLER, Town, at};
 
 /// Long enough for everything that happens by the clock.
 const LONG: Duration = Duration::from_secs(400);
@@ -136,9 +136,7 @@ fn a_server_that_never_ends_a_cancelled_migration_is_restarted_by_a_person() {
                 carried_out: false,
             })
         });
-        let name = town.records()[0].name.clone();
-        town.world.cancel_move(NAMESPACE, &name);
-        town.engine.record_seen(&town.world.record(NAMESPACE, &name).unwrap());
+        town.cancel();
         town.until("a person is told", |t| t.reason("web-1") == "NeedsAttention")
             .await;
         let said = town.status("web-1").conditions.remove(0).message;

@@ -95,6 +95,13 @@ impl Town {
         town
     }
 
+    /// Cancels the only move, and the engine hears of it.
+    pub fn cancel(&self) {
+        let name = self.records()[0].name.clone();
+        self.world.cancel_move(NAMESPACE, &name);
+        self.engine.record_seen(&self.world.record(NAMESPACE, &name).unwrap());
+    }
+
     fn begin(world: World, controller: &str, servers: Vec<String>) -> Self {
         let leads = Arc::new(AtomicBool::new(true));
         let (clock, may_act) = (world.clone(), leads.clone());
