@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use berth_api::{Reason, ReasonKind};
-use berth_tests::{NewInstance, Test, argo_lua, reason, wait_for};
+use berth_tests::{NewInstance, SOON, Test, argo_lua, reason, wait_for};
 use serde_json::{Value, json};
 
+use shop::Way;
 use shop::argo::{App, SCRIPTS, Watch, state};
-use shop::{SOON, Way};
 
 mod shop;
 

@@ -1,10 +1,10 @@
 //! What stands against a move is said before anything is touched, everything at once; the fix of each is pasted, and then
 //! the instance moves.
 
-use berth_tests::{NewInstance, Server, Test};
+use berth_tests::{NewInstance, SOON, Server, Test};
 use serde_json::{Value, json};
 
-use road::{SOON, Subject, intact, known, subject, with_data};
+use road::{Subject, intact, known, subject, with_data};
 
 mod road;
 
@@ -167,19 +167,11 @@ async fn arrived(test: &Test, web: &Subject, server: &Server, project: &str) {
         (&web.uuid, &json!("Running"))
     );
     test.delete("InstancePlacement", &web.name).await;
-    let path = |rest: &str| format!("/1.0/instances/{}{rest}?project={project}", web.name);
-    for (method, path, body) in [
-        (
-            "PUT",
-            path("/state"),
-            json!({"action": "stop", "force": true, "timeout": 10}),
-        ),
-        ("DELETE", path(""), Value::Null),
-        ("DELETE", format!("/1.0/projects/{project}"), Value::Null),
-    ] {
-        let done = server.call(method, &path, body).await;
-        done.unwrap_or_else(|error| panic!("{method} {path}: {error}"));
-    }
+    let deleted = server.delete_in(&web.name, project).await;
+    deleted.unwrap_or_else(|error| panic!("{} in {project}: {error}", web.name));
+    let path = format!("/1.0/projects/{project}");
+    let deleted = server.call("DELETE", &path, Value::Null).await;
+    deleted.unwrap_or_else(|error| panic!("{path}: {error}"));
 }
 
 async fn with_limits(test: &Test, from: &str, to: &str) {

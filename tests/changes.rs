@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use berth_tests::{Controller, Placement, Proxy, Server, Test, condition, reason, wait_for};
+use berth_tests::{Controller, Placement, Proxy, SOON, Server, Test, condition, reason, wait_for};
 use serde_json::{Value, json};
 
-use road::{Call, Road, SOON, Subject, intact, known, subject, with_data};
+use road::{Call, Road, Subject, intact, known, subject, with_data};
 
 mod road;
 

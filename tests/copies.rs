@@ -1,9 +1,9 @@
 //! InstanceCopies on real servers, as a user sees them: a second copy is there, follows its source, and can be used.
 
-use berth_tests::{NewInstance, Placement, Server, Test, condition, reason, wait_until};
+use berth_tests::{NewInstance, Placement, SOON, Server, Test, condition, reason, wait_until};
 use serde_json::json;
 
-use standby::{SOON, ask, copy, refresh, rests, snapshots, up_to_date};
+use standby::{ask, copy, refresh, rests, snapshots, up_to_date};
 
 mod standby;
 

@@ -4,7 +4,7 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use berth_tests::{ControllerOptions, Needs, Placement, Server, Suite, Test, wait_for, wait_until};
+use berth_tests::{ControllerOptions, Needs, Placement, SOON, Server, Suite, Test, wait_for, wait_until};
 use serde_json::json;
 
 use road::{Call, Road, Subject, Watch, intact, known, subject, with_data};
@@ -61,7 +61,7 @@ async fn killed(test: Test, call: Call, one: &'static str, other: &'static str) 
     let watch = Watch::begin(&road, std::slice::from_ref(&web));
     for (from, to, delivered, boots) in [(one, other, false, 2), (other, one, true, 3)] {
         let first = test.controller().await;
-        test.wait_in_place(&web.name, from, road::SOON).await;
+        test.wait_in_place(&web.name, from, SOON).await;
         let transfers = road.count(Call::Create, &web.name);
         road.catch(&[(call, &web.name)]);
         test.retarget(&web.name, json!({"server": to})).await;
@@ -98,7 +98,7 @@ async fn paused(test: Test, from: &'static str, to: &'static str) {
     };
     let first = test.controller_with(elected.clone()).await;
     for subject in &subjects {
-        test.wait_in_place(&subject.name, from, road::SOON).await;
+        test.wait_in_place(&subject.name, from, SOON).await;
     }
     let second = test
         .controller_with(ControllerOptions {
@@ -109,7 +109,7 @@ async fn paused(test: Test, from: &'static str, to: &'static str) {
     road.hold_each(&test, &Call::WRITES, &subjects, to).await;
     first.stop().await;
     for subject in &subjects {
-        test.wait_in_place(&subject.name, to, road::SOON).await;
+        test.wait_in_place(&subject.name, to, SOON).await;
     }
     first.cont().await;
     road.release().await;
@@ -147,14 +147,14 @@ async fn two_controllers_that_both_act_do_no_harm(test: Test) {
     let first = test.controller().await;
     let second = test.controller().await;
     for subject in &subjects {
-        test.wait_in_place(&subject.name, "i1", road::SOON).await;
+        test.wait_in_place(&subject.name, "i1", SOON).await;
         test.retarget(&subject.name, json!({"server": "i2"})).await;
     }
     for subject in &subjects {
         test.wait_step(
             &subject.name,
             &["Committed", "Started", "Retired", "Cleaned", "Undoing"],
-            road::SOON,
+            SOON,
         )
         .await;
     }
@@ -177,7 +177,7 @@ async fn the_api_server_is_killed_in_mid_move(test: Test) {
     let watch = Watch::begin(&road, &subjects);
     let controller = test.controller().await;
     for subject in &subjects {
-        test.wait_in_place(&subject.name, "i1", road::SOON).await;
+        test.wait_in_place(&subject.name, "i1", SOON).await;
     }
     let wanted: Vec<(Call, &str)> = calls
         .into_iter()
@@ -212,7 +212,7 @@ async fn daemon_killed(test: Test, from: &'static str, to: &'static str, pool: &
     let _controller = test.controller().await;
     test.place(&Placement::new(&name, from).with(json!({"methods": ["Cold"]})))
         .await;
-    test.wait_in_place(&name, from, road::SOON).await;
+    test.wait_in_place(&name, from, SOON).await;
     sender.throttle("24mbit").await;
     test.retarget(&name, json!({"server": to})).await;
     half_made(receiver, &name).await;
@@ -220,7 +220,7 @@ async fn daemon_killed(test: Test, from: &'static str, to: &'static str, pool: &
     victim.kill_daemon().await;
     sender.throttle("off").await;
     victim.start_daemon().await;
-    wait_until("the daemon to answer", road::SOON, || async {
+    wait_until("the daemon to answer", SOON, || async {
         victim.instances().await.is_ok()
     })
     .await;

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use berth_tests::{NewInstance, Placement, Server, Test, seconds, summary, wait_for};
+use berth_tests::{NewInstance, Placement, SOON, Server, Test, seconds, summary, wait_for};
 use serde_json::{Value, json};
 
 #[path = "criu/connections.rs"]
@@ -50,15 +50,13 @@ berth_tests::suite! {
     ],
 }
 
-/// CRIU on a busy machine is slow.
-const LONG: Duration = Duration::from_secs(150);
 const CONSOLE: &str = "lxc.console.path = none";
 
 /// Makes it, and has it tick fifty times a second.
 async fn ticking(server: &Server, name: &str, new: &NewInstance) {
     server.create(name, new).await;
     server.write_file(name, "/etc/tick", "0.02").await;
-    wait_for(&format!("{name} to tick"), LONG, || async {
+    wait_for(&format!("{name} to tick"), SOON, || async {
         let seen = ticks(server, name).await;
         (seen.len() > 10).then_some(()).ok_or(format!("{} ticks", seen.len()))
     })
@@ -86,7 +84,7 @@ async fn boots(server: &Server, name: &str) -> usize {
 /// moment of the freeze one line may be missing: memory and files are saved one after the other (*seen* on Incus 6 and 7).
 async fn goes_on(server: &Server, name: &str) -> f64 {
     let before = ticks(server, name).await.len();
-    let seen = wait_for(&format!("{name} to tick on {}", server.name), LONG, || async {
+    let seen = wait_for(&format!("{name} to tick on {}", server.name), SOON, || async {
         let seen = ticks(server, name).await;
         if seen.len() > before {
             Ok(seen)
@@ -110,7 +108,7 @@ async fn last_move(test: &Test, name: &str) -> Value {
 
 /// Waits for the end of the placement's nth move.
 async fn ended(test: &Test, name: &str, nth: usize) -> Value {
-    wait_for(&format!("move {nth} of {name} to be over"), LONG, || async {
+    wait_for(&format!("move {nth} of {name} to be over"), SOON, || async {
         let all = test.moves(name).await;
         let one = all
             .into_iter()
@@ -140,7 +138,7 @@ async fn ended_of_unprivileged(test: &Test, name: &str, source: &Server, target:
             // what was half restored keeps its name for minutes; a daemon that begins again has forgotten it
             target.kill_daemon().await;
             target.start_daemon().await;
-            wait_for("the daemon to answer", LONG, || async {
+            wait_for("the daemon to answer", SOON, || async {
                 target.instances().await.map(drop).map_err(|error| error.to_string())
             })
             .await;
@@ -167,7 +165,7 @@ async fn moves(test: &Test, name: &str, (from, to): (&str, &str), what: &str) {
     let (source, target) = (test.lab().server(from), test.lab().server(to));
     let before = identity(&source.instance(name).await.unwrap_or_default());
     test.retarget(name, json!({"server": to})).await;
-    let placed = test.wait_in_place(name, to, LONG).await;
+    let placed = test.wait_in_place(name, to, SOON).await;
     let done = last_move(test, name).await;
     assert_eq!(done["status"]["outcome"], "Succeeded", "{done:#}");
     assert_eq!(done["spec"]["method"], "Live", "{done:#}");
@@ -193,7 +191,7 @@ async fn there_and_back(test: &Test, [a, b]: [&str; 2]) {
         let name = test.unique(if card { "card" } else { "bare" });
         ticking(test.lab().server(a), &name, &NewInstance::movable(true, card)).await;
         test.place(&Placement::new(&name, a).with(live())).await;
-        test.wait_in_place(&name, a, LONG).await;
+        test.wait_in_place(&name, a, SOON).await;
         let what = if card {
             "with a network card"
         } else {
@@ -222,7 +220,7 @@ async fn processes_without_privileges_move_where_files_have_their_owners_on_the_
     test.add_servers(&["t2", "t3"]).await;
     test.controller().await;
     test.place(&Placement::new(&name, "t3").with(live())).await;
-    test.wait_in_place(&name, "t3", LONG).await;
+    test.wait_in_place(&name, "t3", SOON).await;
     let (source, target) = (test.lab().server("t3"), test.lab().server("t2"));
     test.retarget(&name, json!({"server": "t2"})).await;
     let done = ended_of_unprivileged(&test, &name, source, target).await;
@@ -243,19 +241,19 @@ async fn a_large_process_moves_with_its_memory_copied_in_rounds(test: Test) {
     let fill = "setsid awk 'BEGIN{s=\"x\"; while (length(s) < 268435456) s = s s; system(\"exec sleep 100000\")}' </dev/null >/dev/null 2>&1 &";
     let began = source.exec(&name, &["sh", "-c", fill]).await;
     assert!(began.is_ok(), "{began:?}");
-    wait_for("the process to be large", LONG, || async { large(source, &name).await }).await;
+    wait_for("the process to be large", SOON, || async { large(source, &name).await }).await;
     test.add_servers(&["t1", "t2"]).await;
     test.controller().await;
     let rounds = json!({"incrementalMemory": true, "goal": 80, "iterations": 4});
     test.place(&Placement::new(&name, "t1").with(live()).with(json!({"live": rounds})))
         .await;
-    test.wait_in_place(&name, "t1", LONG).await;
+    test.wait_in_place(&name, "t1", SOON).await;
     test.retarget(&name, json!({"server": "t2"})).await;
     let keys = |i: &Value| {
         let key = |k: &str| i["config"][format!("migration.incremental.memory{k}")].clone();
         json!([key(""), key(".goal"), key(".iterations")])
     };
-    wait_for("the keys to be set", LONG, || async {
+    wait_for("the keys to be set", SOON, || async {
         let i = source.instance(&name).await.unwrap_or_default();
         if keys(&i) == json!(["true", "80", "4"]) {
             Ok(())
@@ -264,7 +262,7 @@ async fn a_large_process_moves_with_its_memory_copied_in_rounds(test: Test) {
         }
     })
     .await;
-    test.wait_in_place(&name, "t2", LONG).await;
+    test.wait_in_place(&name, "t2", SOON).await;
     let target = test.lab().server("t2");
     let done = last_move(&test, &name).await;
     assert_eq!(

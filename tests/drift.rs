@@ -3,10 +3,10 @@
 
 use std::time::Duration;
 
-use berth_tests::{NewInstance, Placement, Product, Server, Test, condition, reason};
+use berth_tests::{NewInstance, Placement, Product, SOON, Server, Test, condition, reason};
 use serde_json::{Value, json};
 
-use road::{SOON, Subject, intact, known, subject, with_data};
+use road::{Subject, intact, known, subject, with_data};
 
 mod road;
 

@@ -2,11 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use berth_tests::{NewInstance, Test, condition, reason, wait_for};
+use berth_tests::{NewInstance, SOON, Test, condition, reason, wait_for};
 use serde_json::{Value, json};
 
 use shop::flux::{applied, follow, is_applied, kustomization};
-use shop::{SOON, Shop, Way};
+use shop::{Shop, Way};
 
 mod shop;
 

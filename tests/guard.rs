@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use berth_tests::{NewInstance, Placement, Product, Server, Test, wait_for};
+use berth_tests::{NewInstance, Placement, Product, SOON, Server, Test, wait_for};
 use serde_json::{Value, json};
 
 use road::{Call, Road, Watch, intact, known, subject, with_data};
@@ -67,7 +67,7 @@ async fn nobody_starts_either_copy(test: Test, one: &str, other: &str, pool: &st
     let web = subject(&test, one, "web", &with_data(pool)).await;
     let watch = Watch::begin(&road, std::slice::from_ref(&web));
     let _controller = test.controller().await;
-    test.wait_in_place(&web.name, one, road::SOON).await;
+    test.wait_in_place(&web.name, one, SOON).await;
     let (mut from, mut to) = (one, other);
     for (number, next) in GUARDED.into_iter().enumerate() {
         road.catch(&[(next, &web.name)]);
@@ -116,7 +116,7 @@ async fn a_person_who_starts_the_new_owner_first_does_no_harm(test: Test) {
     let road = Road::between(&test, "i1", "i2").await;
     let web = subject(&test, "i1", "web", &with_data("default")).await;
     let _controller = test.controller().await;
-    test.wait_in_place(&web.name, "i1", road::SOON).await;
+    test.wait_in_place(&web.name, "i1", SOON).await;
     road.catch(&[(Call::Start, &web.name)]);
     test.retarget(&web.name, json!({"server": "i2"})).await;
     road.caught().await;
@@ -146,10 +146,10 @@ async fn while_data_flow(test: Test, from: &str, to: &str) {
     let web = subject(&test, from, "web", &new).await;
     let watch = Watch::begin(&road, std::slice::from_ref(&web));
     let _controller = test.controller().await;
-    test.wait_in_place(&web.name, from, road::SOON).await;
+    test.wait_in_place(&web.name, from, SOON).await;
     source.throttle("24mbit").await;
     test.retarget(&web.name, json!({"server": to})).await;
-    let incoming = wait_for("the copy to be on its way", road::SOON, || async {
+    let incoming = wait_for("the copy to be on its way", SOON, || async {
         let copies = road.copies(&web.uuid).await;
         let incoming = copies.into_iter().find(|(server, ..)| server.name == to);
         incoming
@@ -197,7 +197,7 @@ async fn in_a_restricted_project(test: Test, from: &str, to: &str) {
         source.create(name, &new).await;
         let spec = json!({"instance": {"project": project}, "target": {"project": project}, "methods": ["Cold"]});
         test.place(&Placement::new(name, from).with(spec)).await;
-        test.wait_in_place(name, from, road::SOON).await;
+        test.wait_in_place(name, from, SOON).await;
     }
     road.catch(&[(calls[0], &names[0]), (calls[1], &names[1])]);
     for name in &names {
@@ -213,7 +213,7 @@ async fn in_a_restricted_project(test: Test, from: &str, to: &str) {
     refused(target, &names[1], calls[1].words()).await;
     road.release().await;
     for name in &names {
-        test.wait_in_place(name, to, road::SOON).await;
+        test.wait_in_place(name, to, SOON).await;
         target.wait_counting(name).await;
         let instance = target.instance(name).await.unwrap_or_else(|| panic!("{name} arrived"));
         let config = &instance["config"];
@@ -267,7 +267,7 @@ async fn reboot(test: Test, from: &str, to: &str) {
     source.create(&other, &new).await;
     let other = known(source, &other).await;
     let _controller = test.controller().await;
-    test.wait_in_place(&web.name, from, road::SOON).await;
+    test.wait_in_place(&web.name, from, SOON).await;
     road.catch(&[(Call::Name, &web.name)]);
     test.retarget(&web.name, json!({"server": to})).await;
     road.caught().await;

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use berth_tests::{Controller, ControllerOptions, Test, objects_of, one_of_kind, wait_for};
+use berth_tests::{Controller, ControllerOptions, SOON, Test, objects_of, one_of_kind, wait_for};
 use serde_json::{Value, json};
 
 use road::{Call, Road, Subject, Watch, intact, subject, with_data};
@@ -254,7 +254,7 @@ async fn an_installed_release_moves_an_instance_and_its_uninstallation_leaves_wh
     release.install(&this_chart()).await;
     let controller = release.pod().await;
     let (_road, web) = web(&test).await;
-    test.wait_in_place(&web.name, "i1", road::SOON).await;
+    test.wait_in_place(&web.name, "i1", SOON).await;
     test.retarget(&web.name, json!({"server": "i2"})).await;
     intact(&test, &web, "i2", 2..=2).await;
 
@@ -314,7 +314,7 @@ async fn an_upgrade_and_an_uninstallation_in_mid_move_lose_nothing(test: Test) {
         .await;
     let (road, web) = web(&test).await;
     let watch = Watch::begin(&road, std::slice::from_ref(&web));
-    test.wait_in_place(&web.name, "i1", road::SOON).await;
+    test.wait_in_place(&web.name, "i1", SOON).await;
     road.catch(&[(Call::Create, &web.name)]);
     test.retarget(&web.name, json!({"server": "i2"})).await;
     road.caught().await;

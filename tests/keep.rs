@@ -1,9 +1,7 @@
 //! Kept sources (`spec.keepSource`): the way back sends only what changed, nothing that was written since is lost, nobody
 //! starts a kept source by chance, and one that somebody used is left alone.
 
-use std::time::Duration;
-
-use berth_tests::{NewInstance, Placement, Server, Test, condition, wait_for};
+use berth_tests::{NewInstance, Placement, SOON, Server, Test, condition, wait_for};
 use serde_json::{Value, json};
 
 berth_tests::suite! {
@@ -21,7 +19,6 @@ berth_tests::suite! {
     ],
 }
 
-const SOON: Duration = Duration::from_secs(90);
 const DATA: &str = "/root/data";
 const NEWS: &str = "/root/news";
 

@@ -6,10 +6,10 @@
 
 use std::time::Duration;
 
-use berth_tests::{Fate, Placement, Test, condition, reason, wait_for};
+use berth_tests::{Fate, Placement, SOON, Test, condition, reason, wait_for};
 use serde_json::{Value, json};
 
-use road::{Call, Road, SOON, Subject, intact, subject, with_data};
+use road::{Call, Road, Subject, intact, subject, with_data};
 
 mod road;
 

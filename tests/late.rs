@@ -1,7 +1,7 @@
 //! Requests that a network delays for a long time, and whose sender is long dead, find nothing to harm: not after the end
 //! of their move, not after the next move, not in the middle of it.
 
-use berth_tests::{Test, wait_until};
+use berth_tests::{SOON, Test, wait_until};
 use serde_json::json;
 
 use road::{Call, Road, Subject, Watch, intact, subject, with_data};
@@ -68,7 +68,7 @@ async fn overtaken(test: &Test, road: &Road, calls: &[Call], from: &str, to: &st
     }
     let first = test.controller().await;
     for subject in &subjects {
-        test.wait_in_place(&subject.name, from, road::SOON).await;
+        test.wait_in_place(&subject.name, from, SOON).await;
     }
     road.hold_each(test, calls, &subjects, to).await;
     first.kill().await;
@@ -126,7 +126,7 @@ async fn in_the_middle_of_the_next_move(test: Test, from: &str, to: &str) {
         assert_eq!(server.status(&subject.name).await, "Stopped", "the guard holds");
     }
     road.release().await;
-    wait_until("all held requests to be answered", road::SOON, || async {
+    wait_until("all held requests to be answered", SOON, || async {
         road.proxies().all(|proxy| proxy.held() == 0)
     })
     .await;

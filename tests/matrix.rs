@@ -6,7 +6,9 @@
 
 use std::time::Duration;
 
-use berth_tests::{ControllerOptions, NewInstance, Placement, Server, Test, condition, reason, summary, wait_for};
+use berth_tests::{
+    ControllerOptions, NewInstance, Placement, SOON, Server, Test, condition, reason, summary, wait_for,
+};
 use futures::StreamExt;
 use futures::stream;
 use serde_json::{Value, json};
@@ -44,8 +46,6 @@ const POOLS: [(&str, &str, &str); 4] = [
 ];
 const MODES: [&str; 4] = ["Pull", "Push", "Relay", "Backup"];
 const SNAPSHOTS: [&str; 3] = ["none", "two", "two, Exclude"];
-/// Long enough for a machine that does many things at once.
-const SOON: Duration = Duration::from_secs(240);
 /// How many cells of a pair are under way at a time.
 const AT_A_TIME: usize = 6;
 

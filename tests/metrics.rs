@@ -3,9 +3,8 @@
 
 use std::path::Path;
 use std::process::Stdio;
-use std::time::Duration;
 
-use berth_tests::{Controller, NewInstance, Placement, Test, wait_for};
+use berth_tests::{Controller, NewInstance, Placement, SOON, Test, wait_for};
 use serde_json::{Value, json};
 use tokio::process::{Child, Command};
 
@@ -17,8 +16,6 @@ berth_tests::suite! {
     ],
     alone: [],
 }
-
-const SOON: Duration = Duration::from_secs(90);
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))

@@ -3,11 +3,11 @@
 
 use std::path::PathBuf;
 
-use berth_tests::{ControllerOptions, NewInstance, Placement, Server, Test, condition, reason, wait_for};
+use berth_tests::{ControllerOptions, NewInstance, Placement, SOON, Server, Test, condition, reason, wait_for};
 use serde_json::{Value, json};
 use tokio::process::Command;
 
-use road::{SOON, known};
+use road::known;
 
 mod road;
 

@@ -1,8 +1,6 @@
 //! Moves of real instances between real servers, as a user sees them: edit one field, look at the instance.
 
-use std::time::Duration;
-
-use berth_tests::{NewInstance, Placement, Server, Test, condition, reason};
+use berth_tests::{NewInstance, Placement, SOON, Server, Test, condition, reason};
 use serde_json::{Value, json};
 
 berth_tests::suite! {
@@ -28,8 +26,6 @@ berth_tests::suite! {
     ],
     alone: [],
 }
-
-const SOON: Duration = Duration::from_secs(120);
 
 /// What must survive a move.
 struct Before {

@@ -1,10 +1,10 @@
 //! What a placement declares of an instance's configuration: kept so where the instance is, at once or after a stop, and
 //! carried along when it moves. What is not declared is left alone.
 
-use berth_tests::{NewInstance, Placement, Server, Test, condition, reason, wait_for, wait_until};
+use berth_tests::{NewInstance, Placement, SOON, Server, Test, condition, reason, wait_for, wait_until};
 use serde_json::{Value, json};
 
-use road::{SOON, intact, subject, with_data};
+use road::{intact, subject, with_data};
 
 mod road;
 #[path = "overrides/travel.rs"]

@@ -1,10 +1,10 @@
 //! When and whether something is done, as the placement and the servers' objects say: windows, approval, time-outs, cordons,
 //! limits. What depends on the calendar is in the unit tests of the windows.
 
-use berth_tests::{Test, condition, reason, wait_until};
+use berth_tests::{SOON, Test, condition, reason, wait_until};
 use serde_json::{Value, json};
 
-use road::{Call, Road, SOON, intact, subject, with_data};
+use road::{Call, Road, intact, subject, with_data};
 
 mod road;
 

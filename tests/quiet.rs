@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use berth_tests::{AuditEvent, ControllerOptions, NewInstance, Seen, Test, wait_for, wait_until};
+use berth_tests::{AuditEvent, ControllerOptions, NewInstance, SOON, Seen, Test, wait_for, wait_until};
 use futures::future::join_all;
 
-use road::{Road, SOON};
+use road::Road;
 
 mod road;
 

@@ -3,11 +3,13 @@
 
 use std::time::Duration;
 
-use berth_tests::{ControllerOptions, NewInstance, Placement, Product, Test, condition, reason, wait_for, wait_until};
+use berth_tests::{
+    ControllerOptions, NewInstance, Placement, Product, SOON, Test, condition, reason, wait_for, wait_until,
+};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use road::{SOON, Subject, intact, known, subject, with_data};
+use road::{Subject, intact, known, subject, with_data};
 
 mod road;
 #[path = "refusals/servers.rs"]
@@ -557,7 +559,7 @@ async fn a_target_whose_disk_is_full_leaves_the_instance_running_where_it_was(te
         "i1",
         "i2",
         // if the sender's rsync is the first to say something, nobody hears of the full disk
-        &["InsufficientSpace", "TargetRefused"],
+        &["InsufficientSpace", "ServerUnreachable"],
         &[&web.name, "i2"],
     )
     .await;

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use berth_tests::{
-    AuditEvent, Controller, NewInstance, Placement, Test, condition, example, objects_of, reason, wait_for,
+    AuditEvent, Controller, NewInstance, Placement, SOON, Test, condition, example, objects_of, reason, wait_for,
 };
 use kube::api::{Patch, PatchParams};
 use serde_json::{Value, json};
@@ -24,8 +24,6 @@ berth_tests::suite! {
         every_right_of_a_release_for_all_namespaces_is_needed_and_none_is_missing,
     ],
 }
-
-const SOON: Duration = Duration::from_secs(120);
 
 /// A release without the definitions, which all suites share.
 struct Release {

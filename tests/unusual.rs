@@ -1,9 +1,7 @@
 //! Instances that are not like most: privileged, nested, with raw keys, keys of one product, backups, snapshots that stay,
 //! volumes of their own. Each is carried as it is, or refused with a reason before anything is touched.
 
-use std::time::Duration;
-
-use berth_tests::{NewInstance, Placement, Server, Test, condition, reason, wait_for};
+use berth_tests::{NewInstance, Placement, SOON, Server, Test, condition, reason, wait_for};
 use serde_json::{Value, json};
 
 #[path = "unusual/inside.rs"]
@@ -36,9 +34,6 @@ berth_tests::suite! {
         inside::several_changes_at_once_on_incus_7,
     ],
 }
-
-/// Long enough for a machine that does many things at once.
-pub const SOON: Duration = Duration::from_secs(120);
 
 /// A container with these keys.
 pub fn with(config: &[(&str, &str)]) -> NewInstance {

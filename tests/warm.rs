@@ -3,9 +3,8 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
-use berth_tests::{Fate, NewInstance, Placement, Server, Test, reason, seconds, wait_for};
+use berth_tests::{Fate, NewInstance, Placement, SOON, Server, Test, reason, seconds, wait_for};
 use road::{Call, Road, Watch, intact, with_data};
 use serde_json::{Value, json};
 
@@ -13,6 +12,8 @@ mod road;
 
 berth_tests::suite! {
     needs: [Kube, Lab],
+    // guests that write all the time
+    side_by_side: 2,
     together: [
         // takes longest
         a_controller_that_is_killed_in_the_middle_of_a_warm_move_is_followed_by_one_that_ends_it,
@@ -28,8 +29,6 @@ berth_tests::suite! {
     ],
     alone: [],
 }
-
-const SOON: Duration = Duration::from_secs(120);
 
 /// Ten times a second: some blocks of a file are written over with others than before, as far as the machine can, and what
 /// was written so far goes to a log with the machine's uptime in hundredths of seconds.
@@ -252,7 +251,7 @@ async fn a_controller_that_is_killed_in_the_middle_of_a_warm_move_is_followed_by
     let watch = Watch::begin(&road, &subjects);
     let first = test.controller().await;
     for subject in &subjects {
-        test.wait_in_place(&subject.name, "i1", road::SOON).await;
+        test.wait_in_place(&subject.name, "i1", SOON).await;
     }
     road.hold_each(&test, &Call::WARM, &subjects, "i2").await;
     first.kill().await;

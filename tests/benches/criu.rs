@@ -6,13 +6,13 @@
 use std::process::ExitCode;
 use std::time::Instant;
 
-use berth_tests::{Needs, NewInstance, Placement, Server, Test, wait_for};
+use berth_tests::{Needs, NewInstance, Placement, SOON, Server, Test, wait_for};
 use serde_json::json;
 
 mod common;
 
+use common::largest_gap;
 use common::live::{Measured, report};
-use common::{SOON, largest_gap};
 
 fn main() -> ExitCode {
     common::main(

@@ -6,12 +6,11 @@
 use std::process::ExitCode;
 use std::time::Instant;
 
-use berth_tests::{Needs, NewVm, Placement, Test};
+use berth_tests::{Needs, NewVm, Placement, SOON, Test};
 use serde_json::{Value, json};
 
 mod common;
 
-use common::SOON;
 use common::live::{Measured, report};
 
 fn main() -> ExitCode {

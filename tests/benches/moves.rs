@@ -8,7 +8,7 @@ use std::io::Write as _;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use berth_tests::{NewInstance, Placement, Product, Test, wait_for};
+use berth_tests::{NewInstance, Placement, Product, SOON, Test, wait_for};
 use serde_json::json;
 
 mod common;
@@ -16,7 +16,7 @@ mod common;
 mod road;
 
 use common::steps::{self, Steps};
-use common::{SOON, Times, largest_gap, move_by_hand, ticking, ticks_of_both};
+use common::{Times, largest_gap, move_by_hand, ticking, ticks_of_both};
 use road::Road;
 
 /// Moves of each kind per pair and pool.

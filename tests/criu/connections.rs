@@ -2,13 +2,13 @@
 
 use std::time::{Duration, Instant};
 
-use berth_tests::{NewInstance, Placement, Test};
+use berth_tests::{NewInstance, Placement, SOON, Test};
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 
-use super::{LONG, ended, goes_on, live, ticking};
+use super::{ended, goes_on, live, ticking};
 
 const PORT: u16 = 7000;
 
@@ -24,12 +24,12 @@ async fn talk(mut stream: TcpStream, mut over: watch::Receiver<bool>) -> Result<
             stream.write_all(&said.to_be_bytes()).await?;
             stream.read_exact(&mut heard).await
         };
-        let answer = tokio::time::timeout(LONG, answer).await;
+        let answer = tokio::time::timeout(SOON, answer).await;
         match answer {
             Ok(Ok(_)) if heard == said.to_be_bytes() => longest = longest.max(asked.elapsed()),
             Ok(Ok(_)) => return Err(format!("{heard:?} instead of {said}")),
             Ok(Err(error)) => return Err(format!("number {said}: {error}")),
-            Err(_) => return Err(format!("number {said}: no answer within {LONG:?}")),
+            Err(_) => return Err(format!("number {said}: no answer within {SOON:?}")),
         }
         let _ = tokio::time::timeout(Duration::from_millis(100), over.changed()).await;
     }
@@ -48,7 +48,7 @@ pub async fn a_client_of_another_machine_keeps_its_connection(test: Test) {
         format!("ip addr add {address}/24 dev eth0; setsid nc -ll -p {PORT} -e /bin/cat </dev/null >/dev/null 2>&1 &");
     let serves = lab.server("t1").exec(&name, &["sh", "-c", &serve]).await;
     assert!(serves.is_ok(), "{serves:?}");
-    let stream = berth_tests::wait_for("the container to take a connection", LONG, || async {
+    let stream = berth_tests::wait_for("the container to take a connection", SOON, || async {
         let stream = TcpStream::connect((address.as_str(), PORT)).await;
         stream.map_err(|error| error.to_string())
     })
@@ -58,7 +58,7 @@ pub async fn a_client_of_another_machine_keeps_its_connection(test: Test) {
     test.add_servers(&["t1", "t2"]).await;
     test.controller().await;
     test.place(&Placement::new(&name, "t1").with(live())).await;
-    test.wait_in_place(&name, "t1", LONG).await;
+    test.wait_in_place(&name, "t1", SOON).await;
     test.retarget(&name, json!({"server": "t2"})).await;
     let done = ended(&test, &name, 0).await;
     // CRIU before 4.2 cannot read what it needs of a TCP socket on kernels from 6.16 on

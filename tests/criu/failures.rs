@@ -2,15 +2,15 @@
 
 use std::time::Duration;
 
-use berth_tests::{Fate, NewInstance, Placement, Server, Test, wait_for};
+use berth_tests::{Fate, NewInstance, Placement, SOON, Server, Test, wait_for};
 use serde_json::{Value, json};
 
 use super::road::{self, Call, Road, Watch};
-use super::{LONG, boots, ended, ended_of_unprivileged, goes_on, live, ticking};
+use super::{boots, ended, ended_of_unprivileged, goes_on, live, ticking};
 
 /// It runs on that server, and no other has a copy of it.
 async fn is_only_on(test: &Test, name: &str, server: &str) {
-    wait_for(&format!("{name} to be on {server} alone"), LONG, || async {
+    wait_for(&format!("{name} to be on {server} alone"), SOON, || async {
         let places = test.lab().whereabouts(name).await;
         if places == [(server.to_owned(), "Running".to_owned())] {
             Ok(())
@@ -44,11 +44,11 @@ pub async fn what_criu_cannot_move_stays_as_it_is_or_moves_by_the_next_method(te
     assert_eq!(first["status"]["undo"]["reason"], "TargetRefused", "{first:#}");
     is_only_on(&test, &name, "t1").await;
     goes_on(source, &name).await;
-    test.wait_ready("InstancePlacement", &name, "False/MethodImpossible", LONG)
+    test.wait_ready("InstancePlacement", &name, "False/MethodImpossible", SOON)
         .await;
     let next = json!({"spec": {"methods": ["Live", "Warm"]}});
     test.patch("InstancePlacement", &name, next).await;
-    let placed = test.wait_in_place(&name, "t2", LONG).await;
+    let placed = test.wait_in_place(&name, "t2", SOON).await;
     let told = told(&placed);
     assert_eq!(told[0][..2], ["Warm", "Succeeded"], "{told:?}");
     assert_eq!(
@@ -83,7 +83,7 @@ pub async fn a_container_falls_from_live_to_warm_to_cold_in_one_placement(test: 
     test.controller().await;
     let spec = json!({"criu": true, "methods": ["Live", "Warm", "Cold"]});
     test.place(&Placement::new(&name, "i2").with(spec)).await;
-    let placed = test.wait_in_place(&name, "i2", LONG).await;
+    let placed = test.wait_in_place(&name, "i2", SOON).await;
     watch.end();
     let ladder = [
         ["Cold", "Succeeded", ""],
@@ -116,7 +116,7 @@ pub async fn files_that_belong_to_nobody_are_found_and_the_container_runs_where_
     test.place(&Placement::new(&name, "t2").with(live())).await;
     // the plan knows, and nothing is touched
     let refused = test
-        .wait_ready("InstancePlacement", &name, "False/MethodImpossible", LONG)
+        .wait_ready("InstancePlacement", &name, "False/MethodImpossible", SOON)
         .await;
     assert!(
         refused["status"]["plan"]["rejected"].to_string().contains("idmapped"),
@@ -155,12 +155,12 @@ pub async fn a_live_move_of_a_container_that_is_cancelled_leaves_it_as_it_was(te
     test.controller().await;
     let rounds = json!({"live": {"incrementalMemory": true}});
     test.place(&Placement::new(&name, "i2").with(live()).with(rounds)).await;
-    let begun = test.wait_step(&name, &["Restoring"], LONG).await;
+    let begun = test.wait_step(&name, &["Restoring"], SOON).await;
     let record = begun["metadata"]["name"].as_str().unwrap_or_default();
     test.patch("InstanceMove", record, json!({"spec": {"cancel": true}}))
         .await;
     // seen between the file system and the memory: the source refuses every change
-    test.restart_what_never_ends(record, LONG).await;
+    test.restart_what_never_ends(record, SOON).await;
     let first = ended(&test, &name, 0).await;
     // it may have been over before the wish was read
     let at = if first["status"]["outcome"] == "Cancelled" {
@@ -182,7 +182,7 @@ pub async fn a_live_move_of_a_container_ends_well_whichever_daemon_is_killed(tes
         let name = format!("{victim}-{}", test.unique("web"));
         ticking(lab.server("i1"), &name, &NewInstance::movable(true, false)).await;
         test.place(&Placement::new(&name, "i2").with(live())).await;
-        test.wait_step(&name, &["Restoring"], LONG).await;
+        test.wait_step(&name, &["Restoring"], SOON).await;
         tokio::time::sleep(Duration::from_secs(1)).await;
         let server = lab.server(victim);
         server.kill_daemon().await;

@@ -1,14 +1,14 @@
 //! What keeps a container from being moved live is said before anything is touched, as far as it can be known; a server
 //! that lacks CRIU says so when a move is tried, and that is remembered for all.
 
-use berth_tests::{NewInstance, Placement, Test, summary, wait_for};
+use berth_tests::{NewInstance, Placement, SOON, Test, summary, wait_for};
 use serde_json::{Value, json};
 
-use super::{CONSOLE, LONG, ended, goes_on, last_move, live, ticking};
+use super::{CONSOLE, ended, goes_on, last_move, live, ticking};
 
 /// The rejections of the live method in the plan, once there are any of those reasons.
 async fn rejected(test: &Test, name: &str, reasons: &[&str]) -> Vec<Value> {
-    wait_for(&format!("the plan of {name} to name {reasons:?}"), LONG, || async {
+    wait_for(&format!("the plan of {name} to name {reasons:?}"), SOON, || async {
         let placement = test.get("InstancePlacement", name).await.unwrap_or_default();
         let list = placement["status"]["plan"]["rejected"]
             .as_array()
@@ -84,7 +84,7 @@ pub async fn each_condition_of_a_live_move_of_a_container_is_named_with_a_fix_th
     source.set_state(&name, "restart").await;
     test.patch("InstancePlacement", &name, json!({"spec": {"suspend": false}}))
         .await;
-    test.wait_in_place(&name, "i2", LONG).await;
+    test.wait_in_place(&name, "i2", SOON).await;
     assert_eq!(last_move(&test, &name).await["spec"]["method"], "Live");
     goes_on(lab.server("i2"), &name).await;
 }
@@ -119,7 +119,7 @@ pub async fn a_server_without_criu_is_remembered_until_somebody_asks_again(test:
     std::fs::rename(&away, &criu).unwrap_or_else(|error| panic!("{}: {error}", criu.display()));
     for name in &names {
         test.ask_again("InstancePlacement", name, "now").await;
-        test.wait_in_place(name, "i2", LONG).await;
+        test.wait_in_place(name, "i2", SOON).await;
         goes_on(target, name).await;
     }
 }

@@ -1,9 +1,9 @@
 //! Overrides that travel with a move, each alone and all together.
 
-use berth_tests::{NewInstance, Placement, Server, Test};
+use berth_tests::{NewInstance, Placement, SOON, Server, Test};
 use serde_json::{Value, json};
 
-use super::road::{SOON, known, subject, with_data};
+use super::road::{known, subject, with_data};
 use super::{profile, show};
 
 /// One override and what the instance must look like on the target, its `expanded_*` included.
@@ -142,18 +142,7 @@ async fn clean(target: &Server, gold: &str, shop: &str) {
             .as_array()
             .is_some_and(|p| p.contains(&json!(gold)));
         if uses || *project == json!(shop) {
-            let path = format!(
-                "/1.0/instances/{name}?project={}",
-                project.as_str().unwrap_or("default")
-            );
-            let state = format!(
-                "/1.0/instances/{name}/state?project={}",
-                project.as_str().unwrap_or("default")
-            );
-            let _ = target
-                .call("PUT", &state, json!({"action": "stop", "force": true, "timeout": 10}))
-                .await;
-            let _ = target.call("DELETE", &path, Value::Null).await;
+            let _ = target.delete_in(name, project.as_str().unwrap_or("default")).await;
         }
     }
     for path in [format!("/1.0/profiles/{gold}"), format!("/1.0/projects/{shop}")] {

@@ -1,9 +1,9 @@
 //! InstanceServers that cannot be used: the reason says why, and what is mended is found by itself.
 
-use berth_tests::{Test, condition, reason};
+use berth_tests::{SOON, Test, condition, reason};
 use serde_json::json;
 
-use crate::road::{SOON, subject, with_data};
+use crate::road::{subject, with_data};
 use crate::{inventory, message, says, stalled};
 
 pub async fn a_missing_secret_is_named_and_found_once_it_exists(test: Test) {

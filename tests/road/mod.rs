@@ -8,11 +8,8 @@ use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use berth_tests::{Fate, NewInstance, Placement, Proxy, Seen, Server, Test, wait_for};
+use berth_tests::{Fate, NewInstance, Placement, Proxy, SOON, Seen, Server, Test, wait_for};
 use serde_json::{Value, json};
-
-/// Long enough for a move that was disturbed.
-pub const SOON: Duration = Duration::from_secs(120);
 
 /// The writing requests of a cold move between two servers, in their order, and one read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -3,12 +3,12 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use berth_tests::{Test, argo_lua, example, wait_for};
+use berth_tests::{SOON, Test, argo_lua, example, wait_for};
 use kube::Api;
 use kube::api::{DeleteParams, DynamicObject, Patch, PatchParams};
 use serde_json::{Value, json};
 
-use super::{SOON, Shop, Way};
+use super::{Shop, Way};
 
 /// The scripts.
 pub const SCRIPTS: &str = "charts/berth/argocd/resource_customizations";

@@ -1,9 +1,9 @@
 //! A Kustomization of Flux that follows a repository.
 
-use berth_tests::{Test, example, reason};
+use berth_tests::{SOON, Test, example, reason};
 use serde_json::Value;
 
-use super::{SOON, Shop};
+use super::Shop;
 
 /// Has Flux follow the repository as `examples/flux/<file>` says, looking every second.
 pub async fn follow(test: &Test, shop: &Shop, file: &str, timeout: &str, interval: &str) {

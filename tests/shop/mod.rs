@@ -9,10 +9,7 @@ pub mod flux;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
-use berth_tests::{AuditEvent, Fate, GitOps, Proxy, Repository, Seen, Test, example, wait_for};
-
-/// Long enough for a look at Git, an apply, and a move.
-pub const SOON: Duration = Duration::from_secs(120);
+use berth_tests::{AuditEvent, Fate, GitOps, Proxy, Repository, SOON, Seen, Test, example, wait_for};
 
 /// Counts shops: each has a repository of its own.
 static SHOPS: AtomicUsize = AtomicUsize::new(0);

@@ -194,7 +194,8 @@ impl Server {
         self.delete_in(name, "default").await
     }
 
-    async fn delete_in(&self, name: &str, project: &str) -> Result<(), ApiError> {
+    /// As [`Server::delete`], in a project.
+    pub async fn delete_in(&self, name: &str, project: &str) -> Result<(), ApiError> {
         let path = format!("/1.0/instances/{name}?project={project}");
         // refused if it does not run
         let _ = self.try_state_in(name, project, "stop").await;

@@ -33,4 +33,4 @@ pub use recorder::Recorder;
 pub use rest::ApiError;
 pub use runner::{Needs, Suite, Test};
 pub use vm::{Heard, NewVm};
-pub use wait::{wait_for, wait_until};
+pub use wait::{SOON, wait_for, wait_until};

@@ -1,8 +1,11 @@
-//! What the machine was like while a test ran: a failure on one that stood still is told from others.
+//! What the machine is like while tests run: no more begin than it has room for, and a failure on one that stood still is
+//! told from others.
 
 use std::fs::File;
 use std::io::{Seek, Write};
+use std::num::NonZero;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -10,6 +13,14 @@ use std::time::{Duration, Instant};
 const EVERY: Duration = Duration::from_millis(500);
 /// What takes that much longer than it should is remembered.
 const LONG: Duration = Duration::from_secs(1);
+
+/// Processes that run or wait for a processor, for each processor: with so many the machine has enough to do.
+const FULL: f64 = 8.0;
+/// That many of the last looks at it count.
+const LOOKS: usize = 8;
+
+/// How many of them there were, in the last few seconds.
+static RUNNABLE: Mutex<Vec<f64>> = Mutex::new(Vec::new());
 
 /// When something took too long, what, and by how much.
 static STALLS: Mutex<Vec<(Instant, &str, Duration)>> = Mutex::new(Vec::new());
@@ -27,6 +38,7 @@ pub(crate) fn watch(folder: PathBuf) {
             let begun = Instant::now();
             std::thread::sleep(EVERY);
             note("nothing ran", begun, EVERY);
+            count();
             let begun = Instant::now();
             if let Some(disk) = &mut disk {
                 let _ = disk
@@ -37,6 +49,56 @@ pub(crate) fn watch(folder: PathBuf) {
             note("the disk took no byte", begun, Duration::ZERO);
         }
     });
+}
+
+/// Counts who wants a processor. In /proc/loadavg, see proc(5), that is the first half of the fourth word.
+fn count() {
+    let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    let all = load.split([' ', '/']).nth(3).and_then(|n| n.parse::<f64>().ok());
+    let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
+    let mut runnable = RUNNABLE.lock().unwrap_or_else(PoisonError::into_inner);
+    runnable.push(all.unwrap_or_default() / f64::from(u32::try_from(cores).unwrap_or(u32::MAX)));
+    let old = runnable.len().saturating_sub(LOOKS);
+    runnable.drain(..old);
+}
+
+/// Whether one test more would only make all of them slower.
+fn is_full() -> bool {
+    let runnable = RUNNABLE.lock().unwrap_or_else(PoisonError::into_inner);
+    runnable.len() == LOOKS && runnable.iter().sum::<f64>() / LOOKS as f64 >= FULL
+}
+
+/// Lets one test after the other begin: at once where no other one of this process runs, else when the machine has room for it.
+pub(crate) struct Gate {
+    running: AtomicUsize,
+    turn: tokio::sync::Mutex<()>,
+}
+
+/// A test that runs; dropped when it has ended.
+pub(crate) struct Entered<'a>(&'a AtomicUsize);
+
+impl Gate {
+    pub(crate) const fn new() -> Gate {
+        Gate {
+            running: AtomicUsize::new(0),
+            turn: tokio::sync::Mutex::const_new(()),
+        }
+    }
+
+    pub(crate) async fn enter(&self) -> Entered<'_> {
+        let _turn = self.turn.lock().await;
+        while self.running.load(Ordering::SeqCst) > 0 && is_full() {
+            tokio::time::sleep(EVERY).await;
+        }
+        self.running.fetch_add(1, Ordering::SeqCst);
+        Entered(&self.running)
+    }
+}
+
+impl Drop for Entered<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 fn note(what: &'static str, begun: Instant, due: Duration) {

@@ -73,6 +73,8 @@ tokio::task_local! {
     static PANIC: Arc<Mutex<Option<String>>>;
 }
 
+static GATE: machine::Gate = machine::Gate::new();
+
 type Body = Box<dyn Fn(Test) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync>;
 
 struct Entry {
@@ -110,7 +112,7 @@ impl Suite {
         self
     }
 
-    /// How many tests run side by side (default 4); `--test-threads` overrides it.
+    /// How many tests run side by side at most (default 4), fewer while the machine is busy; `--test-threads` overrides it.
     pub fn side_by_side(mut self, count: usize) -> Suite {
         self.side_by_side = count;
         self
@@ -226,6 +228,7 @@ async fn run_one(plan: Plan, company: &RwLock<()>, body: Body) -> Result<(), Fai
     } else {
         (Some(company.read().await), None)
     };
+    let _entered = GATE.enter().await;
     let dir = shared::work_dir()
         .join(plan.suite)
         .join(plan.sentence.replace(' ', "-"));

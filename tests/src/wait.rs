@@ -7,6 +7,10 @@ use std::time::{Duration, Instant};
 const PAUSE: Duration = Duration::from_millis(40);
 const LONGEST: Duration = Duration::from_millis(400);
 
+/// Long enough for a move, a copy, or a look at Git on a machine that does many things at once. What hangs is found by it;
+/// how fast something is, benches say.
+pub const SOON: Duration = Duration::from_secs(240);
+
 /// Asks `probe` until it answers `Ok`; after `within` the test fails and says what was waited for and what was seen last.
 pub async fn wait_for<T, F>(what: &str, within: Duration, mut probe: impl FnMut() -> F) -> T
 where

@@ -1,13 +1,8 @@
 //! InstanceCopies as a user makes and refreshes them, and what must hold of a copy of any kind.
 #![allow(dead_code, reason = "each suite uses its part")]
 
-use std::time::Duration;
-
-use berth_tests::{Server, Test, reason};
+use berth_tests::{SOON, Server, Test, reason};
 use serde_json::{Value, json};
-
-/// Long enough for a copy on a busy machine.
-pub const SOON: Duration = Duration::from_secs(120);
 
 /// Applies an InstanceCopy.
 pub async fn copy(test: &Test, name: &str, source: Value, target: Value, spec: Value) {

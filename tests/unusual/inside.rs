@@ -1,9 +1,9 @@
 //! Moves inside one server or cluster: several changes together, what stands against them, and what an interrupted server leaves.
 
-use berth_tests::{Fate, NewInstance, Placement, Proxy, Seen, Server, Test};
+use berth_tests::{Fate, NewInstance, Placement, Proxy, SOON, Seen, Server, Test};
 use serde_json::{Value, json};
 
-use crate::{SOON, back_up, instance, must, placed, refused, with};
+use crate::{back_up, instance, must, placed, refused, with};
 
 /// A project that has what the default one has.
 async fn project(test: &Test, server: &Server) -> String {
@@ -83,16 +83,8 @@ async fn several_changes(test: &Test, on: &str, target: Value) -> (usize, Vec<[S
 
 async fn gone(server: &Server, place: &[String; 5]) {
     let [project, name, ..] = place;
-    let path = format!("/1.0/instances/{name}?project={project}");
-    let state = format!("/1.0/instances/{name}/state?project={project}");
-    must(
-        server,
-        "PUT",
-        &state,
-        json!({"action": "stop", "timeout": 30, "force": true}),
-    )
-    .await;
-    must(server, "DELETE", &path, Value::Null).await;
+    let deleted = server.delete_in(name, project).await;
+    deleted.unwrap_or_else(|error| panic!("{name} in {project}: {error}"));
     must(server, "DELETE", &format!("/1.0/projects/{project}"), Value::Null).await;
 }
 

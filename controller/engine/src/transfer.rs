@@ -230,29 +230,24 @@ pub(crate) async fn run(
             }
         }
     }
-    // the other end said why; this one hangs, or takes its time
-    let still = || Ended::Failed("its operation has not ended yet".to_owned());
-    judge(
-        &attempted,
-        names,
-        source_end.unwrap_or_else(still),
-        target_end.unwrap_or_else(still),
-    )
+    judge(&attempted, names, source_end, target_end)
 }
 
-fn judge(attempted: &str, (source, target): (String, String), from: Ended, to: Ended) -> Result<()> {
+/// What became of a transfer by its two ends. One that did not end hangs, or takes its time: the other end said why.
+fn judge(attempted: &str, (source, target): (String, String), from: Option<Ended>, to: Option<Ended>) -> Result<()> {
+    use Ended::{Failed, Succeeded, Unknown};
     let kind = match (&from, &to) {
-        (Ended::Succeeded, Ended::Succeeded) => return Ok(()),
-        (Ended::Failed(m), _) | (_, Ended::Failed(m)) if no_way_there(m) => FailureKind::PeerUnreachable,
+        (Some(Succeeded), Some(Succeeded)) => return Ok(()),
+        (Some(Failed(m)), _) | (_, Some(Failed(m))) if no_way_there(m) => FailureKind::PeerUnreachable,
         // where one end says nothing the daemon or the link died, whatever the other says about that
-        (Ended::Unknown(_), _) | (_, Ended::Unknown(_)) => FailureKind::Unknown,
-        (Ended::Failed(_), _) | (_, Ended::Failed(_)) => FailureKind::Refused,
+        (Some(Unknown(_)), _) | (_, Some(Unknown(_))) => FailureKind::Unknown,
+        _ => FailureKind::Refused,
     };
     let said: Vec<String> = [(target, to), (source, from)]
         .into_iter()
-        .filter_map(|(name, end)| match end {
-            Ended::Succeeded => None,
-            Ended::Failed(message) | Ended::Unknown(message) => Some(format!("{name}: {message}")),
+        .filter_map(|(name, end)| match end? {
+            Succeeded => None,
+            Failed(message) | Unknown(message) => Some(format!("{name}: {message}")),
         })
         .collect();
     Err(ServerError::new(kind, attempted, said.join("; ")))
@@ -338,6 +333,18 @@ async fn open(transfer: Transfer, source: &Side, target: &Side) -> Result<Opened
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_end_that_has_not_ended_says_nothing_about_why() {
+        let names = || ("l1".to_owned(), "t1".to_owned());
+        let late = || Some(Ended::Failed("Timed out waiting for migration connections".to_owned()));
+        let error = judge("transfer", names(), late(), None).expect_err("one end failed");
+        assert_eq!(error.kind, FailureKind::Refused);
+        assert_eq!(error.message, "l1: Timed out waiting for migration connections");
+        let lost = Some(Ended::Unknown("no answer".to_owned()));
+        let error = judge("transfer", names(), late(), lost).expect_err("both failed");
+        assert_eq!(error.kind, FailureKind::Unknown);
+    }
 
     #[test]
     fn the_bytes_of_several_volumes_add_up() {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::Duration;
 
-use berth_tests::{Needs, Product, Server, Suite, Test, reason, wait_for};
+use berth_tests::{Needs, Product, SOON, Server, Suite, Test, reason, wait_for};
 use kube::api::DynamicObject;
 use kube::runtime::wait::await_condition;
 use serde_json::{Value, json};
@@ -19,8 +19,6 @@ pub mod steps;
 const PARTS: [&str; 6] = ["moves", "ways", "warm", "live", "criu", "gitops"];
 /// What a bench of containers needs.
 pub const CONTAINERS: &[Needs] = &[Needs::Kube, Needs::Lab];
-/// Long enough for a small move, and for any.
-pub const SOON: Duration = Duration::from_secs(90);
 pub const LONG: Duration = Duration::from_secs(1800);
 
 /// Runs one bench. `cargo bench` says `--bench`, which a runner of tests takes for "run none"; and what is measured is the
