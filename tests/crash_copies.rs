@@ -243,7 +243,7 @@ async fn live(world: &World, id: &str, chapter: Chapter) {
     };
     let records = world.records(id);
     let engine = Engine::new(env, Arc::new(records.clone()));
-    for server in ["a", "b"] {
+    for server in ["b", "a"] {
         let config = ServerConfig {
             created_at: Timestamp::UNIX_EPOCH,
             cordoned: false,
@@ -259,14 +259,20 @@ async fn live(world: &World, id: &str, chapter: Chapter) {
         engine
             .registry()
             .upsert(&key, config, connection, Some(berth_sim::CERTIFICATE.to_owned()));
+        if server == "b" {
+            // long enough to be listed, which the source is not at the first look
+            tokio::time::sleep(Duration::from_secs(2)).await;
+        }
     }
-    // until the servers are listed nothing is known of them
-    tokio::time::sleep(Duration::from_secs(2)).await;
     loop {
         let Some(record) = world.copy(NAMESPACE, COPY) else {
             return;
         };
+        let said = ready(&record).to_owned();
         let pause = match engine.reconcile_copy(&records, record, &|_| {}).await {
+            Ok(pass) if !said.is_empty() && said != "Progressing" && ready(&pass.record) == "Progressing" => {
+                panic!("a controller that has just started took {said} back")
+            }
             Ok(pass) if is_settled(&pass.record, chapter, world.now()) => return,
             Ok(pass) => pass
                 .look_again

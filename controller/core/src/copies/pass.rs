@@ -279,6 +279,11 @@ impl<'a> Pass<'a> {
                 (!same).then_some((Reason::Pending, message))
             }
             Sought::Missing(blocker) => Some((blocker.reason, blocker.message.clone())),
+            // a process that has just started and has not heard of the source yet: whoever needs it waits for it
+            Sought::Later {
+                reason: Reason::Progressing,
+                ..
+            } if matches!(self.view.source, EndView::Unreachable { .. }) => None,
             Sought::Later { reason, message } => Some((*reason, message.clone())),
         }
     }
