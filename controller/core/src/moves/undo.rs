@@ -91,12 +91,10 @@ fn restore_source(p: &mut Pass<'_>, source: &Copy) -> Option<Transition> {
     }
     if p.carries_mark(i) {
         // it runs: the marks come off; a stop that timed out may still happen, so it is watched until the server lets go
-        if let Some(kind) = p
-            .failed(EffectKind::Unmark)
-            .filter(|e| e.is_transient())
-            .map(|e| e.kind)
+        let failed = p.failed(EffectKind::Unmark).filter(|e| e.is_transient());
+        if let Some(kind) = failed.map(|e| e.kind)
+            && let Some(retry) = p.retry_after_failure(EffectKind::Unmark)
         {
-            let retry = p.retry_after_failure(EffectKind::Unmark)?;
             return Some(not_let_go(p, retry, kind));
         }
         return restore_running(p, source);

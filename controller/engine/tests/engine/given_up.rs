@@ -1,7 +1,7 @@
 //! What is left to a person stays as it is: the copy whose source vanished, and everything of a move that was given up.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use berth_api::moves::MoveError;
@@ -144,5 +144,34 @@ fn a_server_that_never_ends_a_cancelled_migration_is_restarted_by_a_person() {
         stuck.store(false, Ordering::Relaxed);
         town.until("it is cancelled", |t| t.reason("web-1") == "MoveCancelled")
             .await;
+    });
+}
+
+#[test]
+fn marks_come_off_a_source_that_changed_as_they_were_taken_off() {
+    run(async {
+        let town = Town::new(Product::Incus, &["a", "b"]);
+        town.add("a", "web-1");
+        let patches = AtomicUsize::new(0);
+        town.world.set_hook(move |_, w| {
+            let fail = |kind| {
+                let carried_out = false;
+                Some(Fault::Fail { kind, carried_out })
+            };
+            match w.write.verb() {
+                "stop" if w.controller == CONTROLLER => fail(FailureKind::Refused),
+                // the first one sets the marks
+                "patch" if patches.fetch_add(1, Ordering::SeqCst) == 1 => fail(FailureKind::Changed),
+                _ => None,
+            }
+        });
+        town.place("web-1", "b", |s| s.methods = vec![Method::Cold]);
+        town.until("it is undone", |t| {
+            let last = t.records().pop();
+            last.is_some_and(|r| r.status.outcome() == Some(Outcome::Undone))
+        })
+        .await;
+        let left = town.world.instances("a");
+        assert_eq!(left.iter().filter(|i| marks::role(i).is_some()).count(), 0, "{left:?}");
     });
 }
