@@ -167,11 +167,7 @@ async fn arrived(test: &Test, web: &Subject, server: &Server, project: &str) {
         (&web.uuid, &json!("Running"))
     );
     test.delete("InstancePlacement", &web.name).await;
-    let deleted = server.delete_in(&web.name, project).await;
-    deleted.unwrap_or_else(|error| panic!("{} in {project}: {error}", web.name));
-    let path = format!("/1.0/projects/{project}");
-    let deleted = server.call("DELETE", &path, Value::Null).await;
-    deleted.unwrap_or_else(|error| panic!("{path}: {error}"));
+    server.delete_with_project(&web.name, project).await;
 }
 
 async fn with_limits(test: &Test, from: &str, to: &str) {

@@ -46,9 +46,9 @@ next_suite() { # takes the first line off the queue
   flock "$WORK/lock" bash -c 'head -n 1 "$1"; sed -i 1d "$1"' _ "$WORK/queue"
 }
 run_suite() { # NAME PROGRAM FOLDER: output as one piece, when it is over; a suite that crashed prints no result and counts as failed
-  local began=$SECONDS out=$WORK/log-$1 yielding=()
-  case $1 in crash|crash_copies|*_sim) yielding=(nice -n 10) ;; esac # time is simulated there
-  (cd "$3" && ${yielding[@]+"${yielding[@]}"} "$2" ${words[@]+"${words[@]}"}) >"$out" 2>&1 || grep -q '^test result:.*[1-9][0-9]* failed' "$out" || echo "test result: FAILED. 0 passed; 1 failed; 0 ignored (it crashed)" >>"$out"
+  local began=$SECONDS out=$WORK/log-$1 yields=0
+  case $1 in crash|crash_copies|*_sim) yields=10 ;; esac # time is simulated there
+  (cd "$3" && nice -n $yields "$2" ${words[@]+"${words[@]}"}) >"$out" 2>&1 || grep -q '^test result:.*[1-9][0-9]* failed' "$out" || echo "test result: FAILED. 0 passed; 1 failed; 0 ignored (it crashed)" >>"$out"
   flock "$WORK/lock" bash -c 'echo; echo "---- $1 ($2 s)"; grep -v "^$" "$3"' _ "$1" $((SECONDS - began)) "$out"
 }
 lane() { # NUMBER: runs suites until there are no more

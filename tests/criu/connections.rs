@@ -11,6 +11,8 @@ use tokio::sync::watch;
 use super::{ended, goes_on, live, ticking};
 
 const PORT: u16 = 7000;
+/// No answer takes longer.
+const ANSWERED: Duration = Duration::from_secs(150);
 
 /// Says a number ten times a second and hears it again, over one connection, until it is told to end: how often, and the longest
 /// time to an answer.
@@ -24,12 +26,12 @@ async fn talk(mut stream: TcpStream, mut over: watch::Receiver<bool>) -> Result<
             stream.write_all(&said.to_be_bytes()).await?;
             stream.read_exact(&mut heard).await
         };
-        let answer = tokio::time::timeout(SOON, answer).await;
+        let answer = tokio::time::timeout(ANSWERED, answer).await;
         match answer {
             Ok(Ok(_)) if heard == said.to_be_bytes() => longest = longest.max(asked.elapsed()),
             Ok(Ok(_)) => return Err(format!("{heard:?} instead of {said}")),
             Ok(Err(error)) => return Err(format!("number {said}: {error}")),
-            Err(_) => return Err(format!("number {said}: no answer within {SOON:?}")),
+            Err(_) => return Err(format!("number {said}: no answer within {ANSWERED:?}")),
         }
         let _ = tokio::time::timeout(Duration::from_millis(100), over.changed()).await;
     }

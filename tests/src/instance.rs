@@ -209,6 +209,14 @@ impl Server {
         }
     }
 
+    /// Stops and deletes the only instance of a project, then the project.
+    pub async fn delete_with_project(&self, name: &str, project: &str) {
+        let deleted = self.delete_in(name, project).await;
+        deleted.unwrap_or_else(|error| panic!("{}: {name} in {project}: {error}", self.name));
+        self.must("DELETE", &format!("/1.0/projects/{project}"), Value::Null)
+            .await;
+    }
+
     pub(crate) async fn delete_instances_of(&self, id: &str) {
         let instances = self.instances().await.unwrap_or_default();
         for instance in instances {

@@ -1,6 +1,7 @@
 //! What the machine is like while tests run: no more begin than it has room for, and a failure on one that stood still is
 //! told from others.
 
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{Seek, Write};
 use std::num::NonZero;
@@ -15,12 +16,12 @@ const EVERY: Duration = Duration::from_millis(500);
 const LONG: Duration = Duration::from_secs(1);
 
 /// Processes that run or wait for a processor, for each processor: with so many the machine has enough to do.
-const FULL: f64 = 8.0;
+const FULL: usize = 8;
 /// That many of the last looks at it count.
 const LOOKS: usize = 8;
 
 /// How many of them there were, in the last few seconds.
-static RUNNABLE: Mutex<Vec<f64>> = Mutex::new(Vec::new());
+static RUNNABLE: Mutex<VecDeque<usize>> = Mutex::new(VecDeque::new());
 
 /// When something took too long, what, and by how much.
 static STALLS: Mutex<Vec<(Instant, &str, Duration)>> = Mutex::new(Vec::new());
@@ -54,18 +55,17 @@ pub(crate) fn watch(folder: PathBuf) {
 /// Counts who wants a processor. In /proc/loadavg, see proc(5), that is the first half of the fourth word.
 fn count() {
     let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
-    let all = load.split([' ', '/']).nth(3).and_then(|n| n.parse::<f64>().ok());
-    let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
+    let all = load.split([' ', '/']).nth(3).and_then(|n| n.parse().ok());
     let mut runnable = RUNNABLE.lock().unwrap_or_else(PoisonError::into_inner);
-    runnable.push(all.unwrap_or_default() / f64::from(u32::try_from(cores).unwrap_or(u32::MAX)));
-    let old = runnable.len().saturating_sub(LOOKS);
-    runnable.drain(..old);
+    runnable.push_front(all.unwrap_or_default());
+    runnable.truncate(LOOKS);
 }
 
 /// Whether one test more would only make all of them slower.
 fn is_full() -> bool {
     let runnable = RUNNABLE.lock().unwrap_or_else(PoisonError::into_inner);
-    runnable.len() == LOOKS && runnable.iter().sum::<f64>() / LOOKS as f64 >= FULL
+    let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
+    runnable.len() == LOOKS && runnable.iter().sum::<usize>() >= FULL * cores * LOOKS
 }
 
 /// Lets one test after the other begin: at once where no other one of this process runs, else when the machine has room for it.

@@ -83,9 +83,7 @@ async fn several_changes(test: &Test, on: &str, target: Value) -> (usize, Vec<[S
 
 async fn gone(server: &Server, place: &[String; 5]) {
     let [project, name, ..] = place;
-    let deleted = server.delete_in(name, project).await;
-    deleted.unwrap_or_else(|error| panic!("{name} in {project}: {error}"));
-    must(server, "DELETE", &format!("/1.0/projects/{project}"), Value::Null).await;
+    server.delete_with_project(name, project).await;
 }
 
 async fn pool_project_and_name(test: Test, on: &str, requests: usize) {
