@@ -21,10 +21,13 @@ berth_tests::suite! {
         a_copy_becomes_the_instance_when_its_object_is_gone_and_a_placement_names_it,
         a_copy_made_once_stays_as_it_is_and_one_by_schedule_says_when_it_is_next,
         another_instance_of_the_same_name_is_not_copied_onto_the_copy,
+        a_copy_that_its_server_cannot_refresh_is_mended_by_the_command_that_is_said_on_incus,
+        a_copy_that_its_server_cannot_refresh_is_mended_by_the_command_that_is_said_on_lxd,
     ],
     alone: [
         a_second_refresh_sends_at_most_a_tenth_of_the_first,
         a_copy_is_completed_by_the_next_controller_after_one_died_in_the_middle,
+        a_move_waits_for_the_refresh_that_has_begun,
         a_copy_whose_servers_are_away_is_refreshed_when_they_are_back,
     ],
     incus7: [a_running_container_is_copied_to_incus_7_and_refreshed_by_push],
@@ -359,6 +362,46 @@ async fn a_second_refresh_sends_at_most_a_tenth_of_the_first(test: Test) {
     }
 }
 
+/// As a refresh leaves it that breaks off at its very end: a snapshot has a volume, but no instance snapshot.
+async fn a_half_snapshot_is_mended(test: Test, from: &str, to: &str, sql: &str) {
+    let (source, target) = (test.lab().server(from), test.lab().server(to));
+    let (db, standby) = (test.unique("db"), test.unique("standby"));
+    source.create(&db, &new("btr", 1, 0)).await;
+    test.add_servers(&[from, to]).await;
+    let _controller = test.controller().await;
+    let (what, on) = (
+        json!({"server": from, "instance": db}),
+        json!({"server": to, "name": standby}),
+    );
+    copy(&test, &standby, what, on, json!({"refresh": {"interval": "1h"}})).await;
+    up_to_date(&test, &standby).await;
+    let loses = format!(
+        "{sql} global \"DELETE FROM instances_snapshots WHERE instance_id = (SELECT id FROM instances WHERE name = '{standby}')\""
+    );
+    target.paste_on_host(&loses).await;
+    source.write_file(&db, NEWS, "one").await;
+    ask(&test, &standby, "one").await;
+    let object = test
+        .wait_ready("InstanceCopy", &standby, "False/LeftoverVolume", SOON)
+        .await;
+    let said = object["status"]["lastError"]["fix"].as_str().unwrap_or_default();
+    let command = said.strip_prefix(&format!("on the host of {to}: ")).unwrap_or_default();
+    target.paste_on_host(command).await;
+    refresh(&test, &standby, "two").await;
+    is_copy(source, &db, target, &standby).await;
+    assert_eq!(text(target, &standby, NEWS).await, "one");
+    target.set_state(&standby, "start").await;
+    target.wait_counting(&standby).await;
+}
+
+async fn a_copy_that_its_server_cannot_refresh_is_mended_by_the_command_that_is_said_on_incus(test: Test) {
+    a_half_snapshot_is_mended(test, "i1", "i2", "incus admin sql").await;
+}
+
+async fn a_copy_that_its_server_cannot_refresh_is_mended_by_the_command_that_is_said_on_lxd(test: Test) {
+    a_half_snapshot_is_mended(test, "l1", "l2", "lxd sql").await;
+}
+
 /// Waits until an operation works on the copy.
 async fn under_way(server: &Server) {
     wait_until("a transfer to be under way", SOON, || async {
@@ -399,6 +442,41 @@ async fn a_copy_is_completed_by_the_next_controller_after_one_died_in_the_middle
     refresh(&test, &standby, "one").await;
     is_copy(source, &db, target, &standby).await;
     assert_eq!(target.checksum(&standby, NEWS).await, source.checksum(&db, NEWS).await);
+}
+
+async fn a_move_waits_for_the_refresh_that_has_begun(test: Test) {
+    let (source, target) = (test.lab().server("i1"), test.lab().server("i2"));
+    let (db, standby) = (test.unique("db"), test.unique("standby"));
+    source.create(&db, &new("btr", 1, 0)).await;
+    test.add_servers(&["i1", "i2"]).await;
+    let _controller = test.controller().await;
+    test.place(&Placement::new(&db, "i1")).await;
+    test.wait_in_place(&db, "i1", SOON).await;
+    let (what, to) = (json!({"placement": db}), json!({"server": "i2", "name": standby}));
+    copy(&test, &standby, what, to, json!({"refresh": {"interval": "1h"}})).await;
+    up_to_date(&test, &standby).await;
+    source
+        .exec(&db, &["dd", "if=/dev/urandom", "of=/root/news", "bs=1M", "count=12"])
+        .await
+        .unwrap_or_else(|error| panic!("{error}"));
+    source.throttle("8mbit").await;
+    ask(&test, &standby, "one").await;
+    under_way(target).await;
+    test.retarget(&db, json!({"server": "i2"})).await;
+    test.wait_object("InstancePlacement", &db, "waiting for the refresh", SOON, |object| {
+        let waits = condition(object, "Ready").is_some_and(|c| c["message"].to_string().contains("is refreshed"));
+        reason(object).ends_with("/Pending") && waits
+    })
+    .await;
+    source.throttle("off").await;
+    test.wait_in_place(&db, "i2", SOON).await;
+    let object = up_to_date(&test, &standby).await;
+    assert_eq!(object["status"]["lastHandledReconcileAt"], "one");
+    assert!(
+        object["status"]["lastError"].is_null(),
+        "the refresh was not broken off"
+    );
+    rests(target, &db, target, &standby).await;
 }
 
 async fn a_copy_whose_servers_are_away_is_refreshed_when_they_are_back(test: Test) {

@@ -16,7 +16,7 @@ use berth_core::model::{InstanceRef, Product};
 use berth_core::server::FailureKind;
 use berth_engine::registry::ServerConfig;
 use berth_engine::{Engine, Env, Key};
-use berth_sim::{Caller, Fault, InstanceOptions, Options, World, WriteInfo};
+use berth_sim::{Caller, Fault, InstanceOptions, Options, Timing, World, WriteInfo};
 use jiff::Timestamp;
 
 const NAMESPACE: &str = "shop";
@@ -85,12 +85,14 @@ fn copy() -> InstanceRef {
 impl Scenario {
     fn begin(&self) -> World {
         let world = World::new();
+        // so long that the next controller finds it under way
+        let timing = Timing {
+            transfer: Duration::from_secs(8),
+            ..Timing::of(self.product)
+        };
         for server in ["a", "b"] {
-            world.add_server(
-                server,
-                self.product,
-                Options::default().pool("nvme", "zfs").pool("plain", "dir"),
-            );
+            let options = Options::default().pool("nvme", "zfs").pool("plain", "dir");
+            world.add_server(server, self.product, options.timing(timing));
         }
         let root = [("type", "disk"), ("path", "/"), ("pool", self.pool)];
         world.add_instance("a", &source(), self.instance.clone().device("root", &root));

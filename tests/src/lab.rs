@@ -244,11 +244,7 @@ impl Lab {
 
     /// Pastes a command, such as the fix of a refusal, into a shell that knows the servers as remotes.
     pub async fn paste(&self, command: &str) {
-        let mut shell = Command::new("sh");
-        shell.args(["-c", command]).envs(self.client_settings());
-        let output = shell.output().await.unwrap_or_else(|error| panic!("sh: {error}"));
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{command}: {said}");
+        shell(command, self.client_settings()).await;
     }
 
     /// Environment in which `incus` and `lxc` know every server as a remote.
@@ -306,6 +302,15 @@ impl Lab {
     }
 }
 
+/// Pastes a command into a shell.
+async fn shell(command: &str, settings: [(&'static str, PathBuf); 2]) {
+    let mut shell = Command::new("sh");
+    shell.args(["-c", command]).envs(settings);
+    let output = shell.output().await.unwrap_or_else(|error| panic!("sh: {error}"));
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{command}: {said}");
+}
+
 async fn run_client(product: Product, lab: &Path, args: &[&str]) -> Result<String, String> {
     let (tool, conf) = match product {
         Product::Incus => ("incus", "INCUS_CONF"),
@@ -336,6 +341,12 @@ impl Server {
     /// Runs the client for its product on this machine.
     pub(crate) async fn client(&self, args: &[&str]) -> Result<String, String> {
         run_client(self.product, &self.lab.1, args).await
+    }
+
+    /// Pastes a command into a shell of its host, whose own daemon it is.
+    pub async fn paste_on_host(&self, command: &str) {
+        let data = self.lab.1.join(&self.name);
+        shell(command, [("INCUS_SOCKET", data.join("unix.socket")), ("LXD_DIR", data)]).await;
     }
 
     //---------------------------------------------------------------- faults

@@ -181,7 +181,7 @@ reasons! {
     CloudInitWouldRerun => Stalled,
     /// The target cannot read the source's backups.
     BackupNotReadable => Stalled,
-    /// A half-made copy cannot be deleted by the server; the message has the host's command.
+    /// A copy cannot be deleted, or a standby neither refreshed nor started; the message has the host's command.
     LeftoverVolume => Stalled,
     /// A copy under one of Berth's names belongs to no record; it is never deleted by itself.
     Leftover => Stalled,

@@ -3,6 +3,7 @@
 #![deny(missing_docs)]
 
 pub mod copies;
+mod leftover;
 pub mod marks;
 pub mod model;
 pub mod moves;

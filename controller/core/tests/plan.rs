@@ -335,6 +335,16 @@ fn without_a_free_slot_a_move_waits() {
 }
 
 #[test]
+fn a_move_waits_for_the_refresh_of_a_copy_of_its_instance_and_for_no_other() {
+    let mut w = world([("rack-a", server("a", [instance("web")])), ("rack-b", server("b", []))]);
+    for (uuid, waits) in [(instance("web").uuid().unwrap_or_default(), true), ("another", false)] {
+        w.refreshed = vec![uuid.to_owned()];
+        let decision = plan(&desired("web", "rack-b"), &w, now()).decision;
+        assert_eq!(reason(&decision) == Some(Reason::Pending), waits, "{decision:?}");
+    }
+}
+
+#[test]
 fn a_member_change_inside_a_cluster_is_done_by_the_cluster() {
     let mut web = instance("web");
     web.member = Some("m1".into());

@@ -33,10 +33,19 @@ struct Inner {
     kept: BTreeMap<Key, Record>,
     /// Moves that are about to be created, by uid of the placement.
     reserved: HashMap<String, Route>,
-    /// Copies that are being made: between which servers, and the uuid of what is copied.
-    copies: HashMap<Key, (Route, String)>,
+    /// Copies that are being made.
+    copies: HashMap<Key, Copying>,
     /// What those that ended taught.
     lessons: Arc<Lessons>,
+}
+
+/// A copy that is being made.
+pub(crate) struct Copying {
+    pub route: Route,
+    /// The uuid of what is copied.
+    pub source: String,
+    /// Whether it is a refresh that has begun to change the copy.
+    pub refreshes: bool,
 }
 
 /// Between which servers a move goes, by fingerprint.
@@ -147,6 +156,12 @@ impl Book {
             .collect()
     }
 
+    /// The records of a placement: an open one, which may only wait for a server that does not answer, and the last that
+    /// ended.
+    pub fn records_of(&self, uid: &str) -> Vec<Record> {
+        self.open_of(uid).into_iter().chain(self.last_of(uid)).collect()
+    }
+
     /// The last attempt of a placement that ended.
     pub fn last_of(&self, uid: &str) -> Option<Record> {
         lock(&self.inner).last.get(uid).cloned()
@@ -184,7 +199,7 @@ impl Book {
             .filter(|r| !is_internal(r) && !status::is_leftover(r, now));
         open.for_each(|r| route(r).take(&mut usage));
         inner.reserved.values().for_each(|r| r.take(&mut usage));
-        inner.copies.values().for_each(|(r, _)| r.take(&mut usage));
+        inner.copies.values().for_each(|c| c.route.take(&mut usage));
         usage
     }
 
@@ -194,7 +209,7 @@ impl Book {
     }
 
     /// A copy is being made, or no longer is; whether that frees slots.
-    pub fn copying(&self, copy: &Key, what: Option<(Route, String)>) -> bool {
+    pub fn copying(&self, copy: &Key, what: Option<Copying>) -> bool {
         let mut inner = lock(&self.inner);
         match what {
             Some(what) => {
@@ -208,7 +223,14 @@ impl Book {
     /// Whether another copy of that source is being made.
     pub fn is_copied(&self, source: &str, but: &Key) -> bool {
         let inner = lock(&self.inner);
-        inner.copies.iter().any(|(key, (_, uuid))| key != but && uuid == source)
+        inner.copies.iter().any(|(key, c)| key != but && c.source == source)
+    }
+
+    /// The uuids of the instances from which a copy is being refreshed.
+    pub fn refreshed(&self) -> Vec<String> {
+        let inner = lock(&self.inner);
+        let refreshes = inner.copies.values().filter(|c| c.refreshes);
+        refreshes.map(|c| c.source.clone()).collect()
     }
 
     /// The uuids of all instances with a move under way. One that waits only for the server of its former source is

@@ -17,7 +17,7 @@ use futures::future::join;
 use jiff::Timestamp;
 use tokio::time::timeout;
 
-use crate::book::Route;
+use crate::book::{Copying, Route};
 use crate::drive::{learn, random, read_all};
 use crate::engine::Engine;
 use crate::registry::Silent;
@@ -124,14 +124,15 @@ impl Engine {
 
     /// Takes or frees the slots of a copy.
     fn count(&self, record: &CopyRecord) {
-        let route = record.status.current.as_ref().map(|work| {
-            let route = Route {
+        let copying = record.status.current.as_ref().map(|work| Copying {
+            route: Route {
                 from: work.from.fingerprint.clone(),
                 to: work.to.fingerprint.clone(),
-            };
-            (route, work.from.uuid.clone().unwrap_or_default())
+            },
+            source: work.from.uuid.clone().unwrap_or_default(),
+            refreshes: work.refresh && work.sent,
         });
-        if self.book().copying(&key_of(record), route) {
+        if self.book().copying(&key_of(record), copying) {
             self.say_admissible();
         }
     }

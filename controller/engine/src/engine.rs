@@ -480,15 +480,10 @@ impl Engine {
         let mut world = World {
             servers: self.registry.views(&desired.namespace, usage),
             claims: Vec::new(),
-            // an open one here only waits for a server that does not answer
-            records: self
-                .book
-                .open_of(&desired.uid)
-                .into_iter()
-                .chain(self.book.last_of(&desired.uid))
-                .collect(),
+            records: self.book.records_of(&desired.uid),
             kept: self.book.kept_of(&desired.uid),
             open_moves: self.book.open_names(),
+            refreshed: self.book.refreshed(),
             scratch: self.env.scratch.is_some(),
             contents,
             lessons: self.book.lessons(),

@@ -184,6 +184,7 @@ pub(crate) async fn run(
         "transfer {} from {} to {} on {}",
         transfer.from, source.name, transfer.accept.at, target.name
     );
+    let refresh = transfer.accept.refresh;
     let (from, to, relay) = open(transfer, &source, &target).await?;
     let (source_server, target_server) = (source.server.clone(), target.server.clone());
     let names = (source.name.clone(), target.name.clone());
@@ -222,9 +223,12 @@ pub(crate) async fn run(
                 told(News::Ended);
             }
             let broken = |end: &Option<Ended>| end.as_ref().is_some_and(|e| *e != Ended::Succeeded);
+            let failed = |end: &Option<Ended>| matches!(end, Some(Ended::Failed(_)));
             if give_up.is_none() && (broken(&source_end) || broken(&target_end)) {
                 give_up = Some(Instant::now() + COLLECT);
-                if source_end.is_none() || target_end.is_none() {
+                // a refresh whose server does not answer may be about to end well
+                let over = !refresh || failed(&source_end) || failed(&target_end);
+                if over && (source_end.is_none() || target_end.is_none()) {
                     cancel_both().await;
                 }
             }
@@ -272,7 +276,8 @@ async fn passed(relay: &mut Option<BoxFuture<'_, Result<()>>>) -> Result<()> {
 type Opened = (OperationId, OperationId, Option<Relay>);
 
 /// Opens the end that waits, then at once the one that connects (or, for a relay, waits too). If the second fails, the
-/// first is cancelled.
+/// first is cancelled, unless both may be at work on a refresh: one that is cancelled as it ends can leave a copy that does
+/// not start.
 async fn open(transfer: Transfer, source: &Side, target: &Side) -> Result<Opened> {
     let peer = |side: &Side, channel: Channel| Peer {
         address: side.address.clone(),
@@ -321,6 +326,7 @@ async fn open(transfer: Transfer, source: &Side, target: &Side) -> Result<Opened
     match connected {
         Ok((operation, relay)) if mode == Wiring::Push => Ok((operation, waiting.operation, relay)),
         Ok((operation, relay)) => Ok((waiting.operation, operation, relay)),
+        Err(error) if accept.refresh && error.kind == FailureKind::Unknown => Err(error),
         Err(error) => {
             if let Err(e) = first.server.cancel(&waiting.operation).await {
                 tracing::debug!(error = %e, "the end that waits cannot be cancelled; it ends by itself");

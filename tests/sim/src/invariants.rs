@@ -136,6 +136,26 @@ impl State {
         }
     }
 
+    /// A controller cancels a transfer: that of a refresh only for a move of its source, since one that ends just then leaves
+    /// a copy that neither starts nor is refreshed (*seen* on Incus 6.0.4).
+    pub fn judge_cancel(&mut self, id: u64) {
+        let Some(t) = self.transfers.get(&id).filter(|t| t.refresh).cloned() else {
+            return;
+        };
+        let Some(uuid) = self
+            .inst_by_born(&t.source.server, t.source.born)
+            .map(|i| i.uuid().to_owned())
+        else {
+            return;
+        };
+        let moves = |r: &Record| !r.finished() && r.spec.from.uuid.as_deref() == Some(&uuid);
+        let of_copy = self.inst_by_born(&t.target.server, t.target.born);
+        let of_copy = of_copy.is_some_and(|i| i.config.contains_key(marks::COPY_OF));
+        if of_copy && !self.records.values().any(moves) {
+            self.breach("C3", format!("a refresh from {} is cancelled", t.source.server));
+        }
+    }
+
     /// Whether a live move of that instance between two servers has not yet guarded its source.
     pub fn live_move_of(&self, uuid: &str) -> bool {
         let open = |r: &&Record| {

@@ -65,7 +65,7 @@ pub(crate) struct Transfer {
     pub source: EndOf,
     pub target: EndOf,
     pub live: bool,
-    refresh: bool,
+    pub refresh: bool,
     exclude_older: bool,
     instance_only: bool,
     pub snapshot: Option<String>,

@@ -261,6 +261,7 @@ impl State {
                 Ok(())
             }
             Work::Transfer(transfer) if self.is_cancellable(transfer, server, id) => {
+                self.judge_cancel(transfer);
                 self.break_transfer(transfer, "Cancelled", false);
                 Ok(())
             }

@@ -9,11 +9,11 @@ use jiff::Timestamp;
 use super::record::CopyRecord;
 use super::source::Sought;
 use super::{Step, Transition, due};
-use crate::marks;
 use crate::model::{InstanceRef, Power};
 use crate::moves::{Copy, Effect, EffectKind, End, EndView, Look, Outcome, Request, Task, noted, one_line};
 use crate::plan::World;
 use crate::server::{FailureKind, Progress, ServerError};
+use crate::{leftover, marks};
 
 /// When to look again at an end that does not answer, or an effect that failed.
 const RETRY: Duration = Duration::from_secs(2);
@@ -219,8 +219,21 @@ impl<'a> Pass<'a> {
         if error.kind == FailureKind::Changed {
             return None;
         }
-        self.note(Reason::RefreshFailed, error.to_string(), None);
+        self.note_failure(Reason::RefreshFailed, error, error.to_string());
         Some(self.retry())
+    }
+
+    /// Notes what a server said, and the command of its host where that alone helps.
+    pub fn note_failure(&mut self, reason: Reason, error: &ServerError, message: String) {
+        let name = self.copy().map(|c| c.fresh.instance.at.clone());
+        match name.filter(|_| leftover::is_half_a_snapshot(&error.message)) {
+            Some(at) => {
+                let server = self.work().to.server.clone();
+                let fix = leftover::completion(&server, &self.view.target, &at);
+                self.note(Reason::LeftoverVolume, message, Some(fix));
+            }
+            None => self.note(reason, message, None),
+        }
     }
 
     /// Waits for an end that does not answer, and says so after a while.
@@ -288,7 +301,8 @@ impl<'a> Pass<'a> {
         }
     }
 
-    /// While this controller carries out an effect nothing is decided, but to cancel a transfer that is not wanted.
+    /// While this controller carries out an effect nothing is decided, but to cancel a transfer that is not wanted: that
+    /// of a refresh only for a move, since one that is cancelled as it ends can leave a copy that does not start.
     pub fn wait_for_task(&mut self) -> Option<Transition> {
         let Task::Busy { effect, progress } = &self.view.task else {
             return None;
@@ -296,8 +310,12 @@ impl<'a> Pass<'a> {
         if let (EffectKind::Transfer, Some(p)) = (effect, progress) {
             self.work().bytes = Some(p.bytes);
         }
-        let gone = matches!(self.unwanted(), Some((reason, _)) if reason != Reason::ServerUnreachable
-            && reason != Reason::Progressing);
+        let begun = self.work().refresh && self.work().sent;
+        let gone = self.unwanted().is_some_and(|(reason, _)| match reason {
+            Reason::Pending => true,
+            Reason::ServerUnreachable | Reason::Progressing => false,
+            _ => !begun,
+        });
         if *effect == EffectKind::Transfer && gone {
             let from = self.work().from.clone();
             let at = InstanceRef::new(from.project, from.name);

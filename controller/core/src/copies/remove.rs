@@ -5,9 +5,9 @@ use berth_api::Reason;
 
 use super::pass::Pass;
 use super::{Transition, send};
-use crate::marks;
 use crate::model::InstanceRef;
-use crate::moves::{EffectKind, End, EndView, Request};
+use crate::moves::{EffectKind, End, Request};
+use crate::{leftover, marks};
 
 /// Undoing: the half-made copy goes first, under the name that it was made with, then the snapshot.
 pub(super) fn undoing(p: &mut Pass<'_>) -> Transition {
@@ -37,14 +37,7 @@ fn remove_incoming(p: &mut Pass<'_>) -> Option<Transition> {
     }
     if let Some(error) = p.failed(EffectKind::Remove) {
         let server = p.work().to.server.clone();
-        let cli = match &p.view.target {
-            EndView::Reachable { facts, .. } => facts.product.cli(),
-            EndView::Unreachable { .. } => "incus",
-        };
-        let fix = format!(
-            "on the host of {server}: {cli} delete --project {} {}",
-            at.project, at.name
-        );
+        let fix = leftover::removal(&server, &p.view.target, &at, &error.message);
         let message = format!(
             "the half-made copy {at} on {server} cannot be deleted: {}",
             error.message

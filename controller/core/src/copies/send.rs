@@ -286,14 +286,17 @@ fn follow(p: &mut Pass<'_>) -> Transition {
 }
 
 /// A transfer was begun, and nobody knows how it ended. A first copy is deleted, never touched; a refresh is made again.
-/// Nothing is done as long as an operation works on the copy.
+/// Nothing is done as long as an operation works on the copy: that of a refresh comes to its end, since what arrives need
+/// not be sent again, and one that is cancelled at its very end leaves a volume behind.
 fn clear_lost(p: &mut Pass<'_>) -> Option<Transition> {
     let (project, name) = (p.work().to.project.clone(), p.record.status.incoming.clone()?);
     let at = InstanceRef::new(project, name);
+    let refresh = p.work().refresh;
     if p.view.target.operation_on(&at).is_some() {
-        return Some(cancel_lost(p).unwrap_or_else(|| p.wait(POLL)));
+        let cancel = if refresh { None } else { cancel_lost(p) };
+        return Some(cancel.unwrap_or_else(|| p.wait(POLL)));
     }
-    if p.work().refresh {
+    if refresh {
         return None;
     }
     p.view.target.copy(&at)?;
@@ -382,7 +385,7 @@ fn transfer_failed(p: &mut Pass<'_>, e: &ServerError) -> Transition {
         p.advance(Step::Undoing);
         return p.go_on();
     }
-    p.note(reason, message, None);
+    p.note_failure(reason, e, message);
     p.later();
     p.go_on()
 }

@@ -296,16 +296,10 @@ pub(super) fn cancel_lost_operation(p: &Pass<'_>) -> Option<Transition> {
     Some(p.ask(EffectKind::Cancel, End::Source, &at, Request::CancelOperation(id)))
 }
 
-/// The command that shows and removes what a half-made copy left.
+/// The command that removes what a half-made copy left.
 pub(super) fn leftover_fix(p: &Pass<'_>, at: &InstanceRef) -> String {
-    let cli = match &p.view.target {
-        EndView::Reachable { facts, .. } => facts.product.cli(),
-        EndView::Unreachable { .. } => "incus",
-    };
-    format!(
-        "on the host of {}: {cli} delete --project {} {}",
-        p.record.spec.to.server, at.project, at.name
-    )
+    let error = p.failed(EffectKind::Remove).map_or("", |e| e.message.as_str());
+    crate::leftover::removal(&p.record.spec.to.server, &p.view.target, at, error)
 }
 
 /// Asks for a transfer. A new copy gets a name that was never used before, recorded first.

@@ -257,6 +257,16 @@ pub(super) fn windows(desired: &Desired, method: Method, verdict: &Verdict, now:
     crate::windows::check(&desired.spec.windows, method, takes, now).map_err(|closed| closed.decision())
 }
 
+/// A refresh of a copy comes to its end first: one that is broken off as it ends can leave a copy that does not start.
+pub(super) fn refreshed(located: &Located, world: &World) -> Gate {
+    let uuid = located.instance.uuid();
+    if !world.refreshed.iter().any(|r| Some(r.as_str()) == uuid) {
+        return Ok(());
+    }
+    let message = format!("waits until the copy of {} is refreshed, which has begun", located.at());
+    Err(wait(Reason::Pending, message, None))
+}
+
 /// A slot on both servers; a member, group, pool or name change inside one server needs none.
 pub(super) fn slots(located: &Located, desired: &Desired, world: &World) -> Gate {
     let (from, to) = (

@@ -222,6 +222,7 @@ fn decide(desired: &Desired, world: &World, now: Timestamp, verdict: &mut Verdic
     gate::approval(desired, verdict)?;
     gate::windows(desired, built.spec.method, verdict, now)?;
     built.leaves?;
+    gate::refreshed(&located, world)?;
     gate::slots(&located, desired, world)?;
     Ok(Decision::Move(Box::new(built.spec)))
 }

@@ -104,6 +104,8 @@ pub struct World {
     pub kept: Vec<Record>,
     /// Names of all moves that are not finished.
     pub open_moves: Vec<String>,
+    /// The uuids of the instances from which a copy is being refreshed.
+    pub refreshed: Vec<String>,
     /// What else belongs to the instance; `None` until it was read for the plan of a move.
     pub contents: Option<Contents>,
     /// What moves taught.
