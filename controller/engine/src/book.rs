@@ -44,7 +44,7 @@ pub(crate) struct Copying {
     pub route: Route,
     /// The uuid of what is copied.
     pub source: String,
-    /// Whether it is a refresh that has begun to change the copy.
+    /// Whether data are on their way onto an existing copy.
     pub refreshes: bool,
 }
 

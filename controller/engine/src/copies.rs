@@ -130,7 +130,7 @@ impl Engine {
                 to: work.to.fingerprint.clone(),
             },
             source: work.from.uuid.clone().unwrap_or_default(),
-            refreshes: work.refresh && work.sent,
+            refreshes: record.refreshes(),
         });
         if self.book().copying(&key_of(record), copying) {
             self.say_admissible();

@@ -1,8 +1,9 @@
 //! The port to the durable records of copies: the InstanceCopies themselves, their status written by compare-and-swap.
 
 use async_trait::async_trait;
-use berth_api::{InstanceCopySpec, InstanceCopyStatus, present};
+use berth_api::{InstanceCopySpec, InstanceCopyStatus, Reason, conditions, present};
 
+use super::Step;
 use crate::records::RecordError;
 
 /// One InstanceCopy: what is wanted, and how far it is.
@@ -36,6 +37,14 @@ impl CopyRecord {
         present(&self.spec.target.name).unwrap_or(source)
     }
 
+    /// Whether data are on their way onto the copy that there is. One that broke off and is tried again later does not
+    /// count: nobody knows when its servers are back.
+    pub fn refreshes(&self) -> bool {
+        let work = self.status.current.as_ref();
+        let sends = work.is_some_and(|w| w.refresh && w.sent && w.step == Step::Snapshotted.as_str());
+        sends && conditions::reason(&self.status.conditions) == Some(Reason::Copying.as_str())
+    }
+
     /// Whatever is written next was decided from the spec as it is.
     pub(super) fn observe(&mut self) {
         self.status.observed_generation = Some(self.generation);
@@ -56,4 +65,44 @@ pub trait CopyRecords: Send + Sync {
     async fn hold(&self, record: &CopyRecord) -> Result<CopyRecord, RecordError>;
     /// Undoes `hold`. Idempotent.
     async fn release(&self, record: &CopyRecord) -> Result<CopyRecord, RecordError>;
+}
+
+#[cfg(test)]
+mod tests {
+    use berth_api::ReasonKind;
+    use berth_api::copy::CopyWork;
+    use jiff::Timestamp;
+
+    use super::*;
+
+    #[test]
+    fn a_refresh_that_broke_off_is_not_under_way() {
+        let mut record = CopyRecord {
+            namespace: "shop".to_owned(),
+            name: "standby".to_owned(),
+            uid: String::new(),
+            version: String::new(),
+            generation: 1,
+            deleting: false,
+            held: true,
+            requested_at: None,
+            spec: InstanceCopySpec::default(),
+            status: InstanceCopyStatus {
+                current: Some(CopyWork {
+                    step: Step::Snapshotted.as_str().to_owned(),
+                    refresh: true,
+                    sent: true,
+                    ..CopyWork::default()
+                }),
+                ..InstanceCopyStatus::default()
+            },
+        };
+        let mut says = |reason: Reason, kind: ReasonKind| {
+            let list = &mut record.status.conditions;
+            conditions::say(list, kind, (reason.as_str(), ""), Some(1), Timestamp::UNIX_EPOCH);
+            record.refreshes()
+        };
+        assert!(says(Reason::Copying, ReasonKind::InProgress));
+        assert!(!says(Reason::ServerUnreachable, ReasonKind::Unknown));
+    }
 }
