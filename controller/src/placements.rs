@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use berth_api::{InstanceMove, InstancePlacement, InstancePlacementStatus, keys};
+use berth_api::{InstanceMove, InstancePlacement, InstancePlacementStatus, InstanceServer, keys};
 use berth_core::model::Product;
 use berth_core::moves::has_kept;
 use berth_core::plan::Desired;
@@ -76,6 +76,9 @@ impl Placements {
         let reporter = Reporter::new(&self.store, &self.writes, key, object.clone(), tell);
         let mut desired = desired_of(object);
         desired.status = self.writes.status(key, object);
+        if desired.bound_uuid().is_none() && self.has_new_servers(&key.namespace) {
+            return Some(RETRY);
+        }
         let reconciling = async {
             let pass = self.engine.reconcile(desired, &reporter).await;
             reporter.end();
@@ -105,6 +108,16 @@ impl Placements {
         };
         let tidied = self.tidy(key, object, ended).await;
         [waits, look_again, tidied].into_iter().flatten().min()
+    }
+
+    /// Whether the engine has yet to hear of an InstanceServer: a name is looked up on all of them.
+    fn has_new_servers(&self, namespace: &str) -> bool {
+        let here = self
+            .store
+            .servers
+            .list(|s| s.metadata.namespace.as_deref() == Some(namespace));
+        let is_new = |s: &Arc<InstanceServer>| self.engine.server(&crate::cache::key_of(s.as_ref())).is_none();
+        here.iter().any(is_new)
     }
 
     /// Carries on the moves of a namespace whose placements are gone; says when to look again.

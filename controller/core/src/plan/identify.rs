@@ -19,7 +19,11 @@ pub fn identify(desired: &Desired, world: &World) -> Result<Located, Decision> {
     }
     let found = candidates(desired, world);
     match found.as_slice() {
-        [one] => Ok(one.clone()),
+        [one] if desired.bound_uuid().is_some() => Ok(one.clone()),
+        [one] => match unheard_of(desired, world) {
+            None => Ok(one.clone()),
+            Some((name, view)) => Err(may_be_there(desired, one, name, view)),
+        },
         [] => Err(nothing_found(desired, world)),
         [first, second, ..] => Err(ambiguous(desired, first, second)),
     }
@@ -98,12 +102,37 @@ fn counts(i: &Instance, world: &World) -> bool {
     }
 }
 
+/// A server that may have the instance and was not listed: one of those that the placement names, else any one.
+fn unheard_of<'a>(desired: &Desired, world: &'a World) -> Option<(&'a String, &'a ServerView)> {
+    let by_uuid = desired.bound_uuid().is_some();
+    let involved = |name: &str| by_uuid || !places_by_name(desired, name).is_empty();
+    let unheard = |v: &ServerView| !v.is_listed() && v.duplicate_of.is_none();
+    world.servers.iter().find(|(name, v)| involved(name) && unheard(v))
+}
+
+/// The one that was found by its name is not the only one that can be meant, as long as a server was not listed.
+fn may_be_there(desired: &Desired, found: &Located, name: &str, view: &ServerView) -> Decision {
+    let decision = unreachable(name, view);
+    match decision {
+        Decision::Wait {
+            reason: reason @ Reason::ServerUnreachable,
+            message,
+            until,
+        } if present(&desired.spec.instance.server).is_none() => Decision::Wait {
+            reason,
+            message: format!(
+                "{message}; it may have a {}, too, like {}: spec.instance.server says which is meant",
+                found.at(),
+                found.server
+            ),
+            until,
+        },
+        other => other,
+    }
+}
+
 fn nothing_found(desired: &Desired, world: &World) -> Decision {
-    if let Some((name, view)) = world
-        .servers
-        .iter()
-        .find(|(_, v)| !v.is_listed() && v.duplicate_of.is_none())
-    {
+    if let Some((name, view)) = unheard_of(desired, world) {
         return unreachable(name, view);
     }
     let what = match desired.bound_uuid() {
