@@ -55,6 +55,10 @@ pub(super) fn committed(p: &mut Pass<'_>) -> Transition {
         if let Some(t) = start_failed(p) {
             return t;
         }
+        if p.succeeded(EffectKind::Start) {
+            // it went down again at once, or its server has yet to notice that it runs: not started twice in one breath
+            return p.wait(POLL);
+        }
         // a copy that a late request made has the instance's MAC address, and no server starts two of one address
         let try_it = p.attempts() == 0 || p.failed(EffectKind::Remove).is_some();
         if let Some(t) = (!try_it).then(|| remove_strays(p)).flatten() {

@@ -112,23 +112,18 @@ fn unheard_of<'a>(desired: &Desired, world: &'a World) -> Option<(&'a String, &'
 
 /// The one that was found by its name is not the only one that can be meant, as long as a server was not listed.
 fn may_be_there(desired: &Desired, found: &Located, name: &str, view: &ServerView) -> Decision {
-    let decision = unreachable(name, view);
-    match decision {
-        Decision::Wait {
-            reason: reason @ Reason::ServerUnreachable,
-            message,
-            until,
-        } if present(&desired.spec.instance.server).is_none() => Decision::Wait {
-            reason,
-            message: format!(
-                "{message}; it may have a {}, too, like {}: spec.instance.server says which is meant",
-                found.at(),
-                found.server
-            ),
-            until,
-        },
-        other => other,
+    let mut decision = unreachable(name, view);
+    if let Decision::Wait { reason, message, .. } = &mut decision
+        && *reason == Reason::ServerUnreachable
+        && present(&desired.spec.instance.server).is_none()
+    {
+        message.push_str(&format!(
+            "; it may have a {}, too, like {}: spec.instance.server says which is meant",
+            found.at(),
+            found.server
+        ));
     }
+    decision
 }
 
 fn nothing_found(desired: &Desired, world: &World) -> Decision {
