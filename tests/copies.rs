@@ -402,6 +402,13 @@ async fn a_copy_that_its_server_cannot_refresh_is_mended_by_the_command_that_is_
     a_half_snapshot_is_mended(test, "l1", "l2", "lxd sql").await;
 }
 
+/// Writes 12 MiB that no refresh has sent yet.
+async fn much_news(server: &Server, name: &str) {
+    let write = ["dd", "if=/dev/urandom", &format!("of={NEWS}"), "bs=1M", "count=12"];
+    let written = server.exec(name, &write).await;
+    written.unwrap_or_else(|error| panic!("{error}"));
+}
+
 /// Waits until an operation works on the copy.
 async fn under_way(server: &Server) {
     wait_until("a transfer to be under way", SOON, || async {
@@ -430,10 +437,7 @@ async fn a_copy_is_completed_by_the_next_controller_after_one_died_in_the_middle
     let second = test.controller().await;
     up_to_date(&test, &standby).await;
     is_copy(source, &db, target, &standby).await;
-    source
-        .exec(&db, &["dd", "if=/dev/urandom", "of=/root/news", "bs=1M", "count=12"])
-        .await
-        .unwrap_or_else(|error| panic!("{error}"));
+    much_news(source, &db).await;
     ask(&test, &standby, "one").await;
     under_way(target).await;
     second.kill().await;
@@ -455,10 +459,7 @@ async fn a_move_waits_for_the_refresh_that_has_begun(test: Test) {
     let (what, to) = (json!({"placement": db}), json!({"server": "i2", "name": standby}));
     copy(&test, &standby, what, to, json!({"refresh": {"interval": "1h"}})).await;
     up_to_date(&test, &standby).await;
-    source
-        .exec(&db, &["dd", "if=/dev/urandom", "of=/root/news", "bs=1M", "count=12"])
-        .await
-        .unwrap_or_else(|error| panic!("{error}"));
+    much_news(source, &db).await;
     source.throttle("8mbit").await;
     ask(&test, &standby, "one").await;
     under_way(target).await;

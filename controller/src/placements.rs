@@ -116,7 +116,7 @@ impl Placements {
             .store
             .servers
             .list(|s| s.metadata.namespace.as_deref() == Some(namespace));
-        let is_new = |s: &Arc<InstanceServer>| self.engine.server(&crate::cache::key_of(s.as_ref())).is_none();
+        let is_new = |s: &Arc<InstanceServer>| !self.engine.registry().knows(&crate::cache::key_of(s.as_ref()));
         here.iter().any(is_new)
     }
 

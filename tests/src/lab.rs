@@ -306,9 +306,7 @@ impl Lab {
 async fn shell(command: &str, settings: [(&'static str, PathBuf); 2]) {
     let mut shell = Command::new("sh");
     shell.args(["-c", command]).envs(settings);
-    let output = shell.output().await.unwrap_or_else(|error| panic!("sh: {error}"));
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{command}: {said}");
+    shared::run(shell).await.unwrap_or_else(|error| panic!("{error}"));
 }
 
 async fn run_client(product: Product, lab: &Path, args: &[&str]) -> Result<String, String> {

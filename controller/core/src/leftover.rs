@@ -17,7 +17,7 @@ pub(crate) fn is_half_a_snapshot(error: &str) -> bool {
 
 /// The command that deletes the instance, after what its server said of that.
 pub(crate) fn removal(server: &str, end: &EndView, at: &InstanceRef, error: &str) -> String {
-    let delete = format!("{} delete --project {} {}", product(end).cli(), at.project, at.name);
+    let delete = format!("{} delete --project {} {}", end.product().cli(), at.project, at.name);
     match is_half_a_snapshot(error) {
         true => format!("{} && {delete}", completion(server, end, at)),
         false => format!("on the host of {server}: {delete}"),
@@ -27,7 +27,7 @@ pub(crate) fn removal(server: &str, end: &EndView, at: &InstanceRef, error: &str
 /// The command that gives every snapshot volume of the instance its instance snapshot again. Its date is a new one, so that
 /// the next refresh sends the snapshot anew.
 pub(crate) fn completion(server: &str, end: &EndView, at: &InstanceRef) -> String {
-    let sql = match product(end) {
+    let sql = match end.product() {
         Product::Incus => "incus admin sql",
         Product::Lxd => "lxd sql",
     };
@@ -39,11 +39,4 @@ pub(crate) fn completion(server: &str, end: &EndView, at: &InstanceRef) -> Strin
          instance_id = i.id)\"",
         at.name
     )
-}
-
-fn product(end: &EndView) -> Product {
-    match end {
-        EndView::Reachable { facts, .. } => facts.product,
-        EndView::Unreachable { .. } => Product::Incus,
-    }
 }

@@ -233,6 +233,11 @@ impl Registry {
         self.views(&key.namespace, usage).remove(&key.name)
     }
 
+    /// Whether that InstanceServer has been heard of.
+    pub fn knows(&self, key: &Key) -> bool {
+        lock(&self.entries).contains_key(key)
+    }
+
     /// Everything known of the servers of a namespace.
     pub fn views(&self, namespace: &str, usage: &Usage) -> BTreeMap<String, ServerView> {
         let entries = lock(&self.entries);

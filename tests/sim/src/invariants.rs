@@ -148,22 +148,22 @@ impl State {
         else {
             return;
         };
-        let moves = |r: &Record| !r.finished() && r.spec.from.uuid.as_deref() == Some(&uuid);
         let of_copy = self.inst_by_born(&t.target.server, t.target.born);
         let of_copy = of_copy.is_some_and(|i| i.config.contains_key(marks::COPY_OF));
-        if of_copy && !self.records.values().any(moves) {
+        if of_copy && self.open_moves_of(&uuid).next().is_none() {
             self.breach("C3", format!("a refresh from {} is cancelled", t.source.server));
         }
     }
 
+    fn open_moves_of(&self, uuid: &str) -> impl Iterator<Item = &Record> {
+        let of = move |r: &&Record| r.spec.from.uuid.as_deref() == Some(uuid) && !r.finished();
+        self.records.values().filter(of)
+    }
+
     /// Whether a live move of that instance between two servers has not yet guarded its source.
     pub fn live_move_of(&self, uuid: &str) -> bool {
-        let open = |r: &&Record| {
-            let spec = &r.spec;
-            let live = spec.method == Method::Live && spec.transfer != Transfer::Internal;
-            live && spec.from.uuid.as_deref() == Some(uuid) && !r.finished()
-        };
-        self.records.values().filter(open).any(|r| {
+        let live = |r: &&Record| r.spec.method == Method::Live && r.spec.transfer != Transfer::Internal;
+        self.open_moves_of(uuid).filter(live).any(|r| {
             let at = InstanceRef::new(&r.spec.from.project, &r.spec.from.name);
             let host = self.servers.get(&r.spec.from.server);
             let source = host.and_then(|h| h.instances.get(&at));

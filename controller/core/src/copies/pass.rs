@@ -273,9 +273,15 @@ impl<'a> Pass<'a> {
         }
     }
 
+    /// Whether the work in hand is a refresh that has begun to change the copy: it is only ever completed.
+    pub fn has_begun(&mut self) -> bool {
+        let work = self.work();
+        work.refresh && work.sent
+    }
+
     /// Why the work in hand is not wanted any more, if it is not.
     pub fn unwanted(&mut self) -> Option<(Reason, String)> {
-        let begun = self.work().refresh && self.work().sent;
+        let begun = self.has_begun();
         if !begun && self.record.deleting {
             return Some((Reason::Suspended, "the InstanceCopy was deleted".to_owned()));
         }
@@ -310,7 +316,7 @@ impl<'a> Pass<'a> {
         if let (EffectKind::Transfer, Some(p)) = (effect, progress) {
             self.work().bytes = Some(p.bytes);
         }
-        let begun = self.work().refresh && self.work().sent;
+        let begun = self.has_begun();
         let gone = self.unwanted().is_some_and(|(reason, _)| match reason {
             Reason::Pending => true,
             Reason::ServerUnreachable | Reason::Progressing => false,

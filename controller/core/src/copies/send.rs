@@ -247,7 +247,7 @@ pub(super) fn transfer(p: &mut Pass<'_>) -> Transition {
     }
     if let Some((reason, message)) = p.unwanted() {
         let elsewhere = matches!(p.view.sought, super::Sought::Found(_));
-        if p.work().refresh && p.work().sent && elsewhere {
+        if p.has_begun() && elsewhere {
             return follow(p);
         }
         return stop(p, reason, message);

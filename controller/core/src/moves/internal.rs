@@ -255,10 +255,7 @@ fn live_failed(p: &mut Pass<'_>, e: &ServerError) -> Option<Transition> {
 
 /// A daemon that died between the copy and the end of the deletion leaves both. Which one is whole cannot be seen.
 fn twice(p: &mut Pass<'_>, one: &InstanceRef, other: &InstanceRef) -> Transition {
-    let cli = match &p.view.source {
-        EndView::Reachable { facts, .. } => facts.product.cli(),
-        EndView::Unreachable { .. } => "incus",
-    };
+    let cli = p.view.source.product().cli();
     let server = &p.record.spec.from.server;
     let message =
         format!("{server} was interrupted while it moved the instance, which is there as {one} and as {other} now");

@@ -271,10 +271,7 @@ fn gone(p: &mut Pass<'_>, places: &[InstanceRef]) -> Transition {
 fn left_alone(p: &mut Pass<'_>, at: &InstanceRef) -> Transition {
     let server = &p.record.spec.from.server;
     let message = format!("somebody started or changed the kept source {at} on {server}, so it was left alone");
-    let cli = match &p.view.source {
-        EndView::Reachable { facts, .. } => facts.product.cli(),
-        EndView::Unreachable { .. } => "incus",
-    };
+    let cli = p.view.source.product().cli();
     let fix = format!(
         "if it is not needed, on {server}: {cli} delete --project {} {}",
         at.project, at.name

@@ -312,10 +312,7 @@ pub(super) fn kept_for_a_person(p: &mut Pass<'_>, source: &Copy) -> Option<Trans
         return Some(t);
     }
     let (from, at) = (&p.record.spec.from, &source.fresh.instance.at);
-    let cli = match &view.source {
-        EndView::Reachable { facts, .. } => facts.product.cli(),
-        EndView::Unreachable { .. } => "incus",
-    };
+    let cli = view.source.product().cli();
     let message = format!(
         "{} runs on {}, but both guests ran for {overlap} (spec.live.maxOverlap is {limit}): what the one on {} wrote in that time is in {at} there only, which is stopped and guarded",
         p.record.spec.to.name, p.record.spec.to.server, from.server

@@ -226,10 +226,9 @@ fn not_let_go(p: &mut Pass<'_>, mut retry: Transition, kind: FailureKind) -> Tra
 
 /// The command that frees an instance from an operation that its server never ends.
 fn restart(server: &str, end: &EndView) -> String {
-    let is_lxd = matches!(end, EndView::Reachable { facts, .. } if facts.product == Product::Lxd);
-    let command = match is_lxd {
-        true => "systemctl reload snap.lxd.daemon (without the snap: systemctl restart lxd)",
-        false => "systemctl restart incus",
+    let command = match end.product() {
+        Product::Lxd => "systemctl reload snap.lxd.daemon (without the snap: systemctl restart lxd)",
+        Product::Incus => "systemctl restart incus",
     };
     format!("on the host of {server}, whose instances run on: {command}")
 }

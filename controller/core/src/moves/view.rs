@@ -9,7 +9,7 @@ use jiff::Timestamp;
 
 use super::effect::{EffectKind, End};
 use super::kept;
-use crate::model::{Fresh, InstanceRef, ServerFacts, Snapshot};
+use crate::model::{Fresh, InstanceRef, Product, ServerFacts, Snapshot};
 use crate::records::Record;
 use crate::server::{Operation, Progress, ServerError};
 
@@ -58,6 +58,14 @@ pub enum EndView {
 }
 
 impl EndView {
+    /// What its server is; Incus while it does not answer, for the words of a command.
+    pub fn product(&self) -> Product {
+        match self {
+            EndView::Unreachable { .. } => Product::Incus,
+            EndView::Reachable { facts, .. } => facts.product,
+        }
+    }
+
     /// The copy of that place, if it exists. `None` also where the end is unreachable.
     pub fn copy(&self, at: &InstanceRef) -> Option<&Copy> {
         match self {
