@@ -14,11 +14,11 @@ mod scenario;
 #[path = "crash/table.rs"]
 mod table;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use berth_api::Method;
-use berth_core::server::FailureKind;
+use berth_core::server::{FailureKind, PowerAction};
 use berth_sim::{Caller, Fault, World, Write};
 use scenario::Scenario;
 use table::{Case, Report, Table};
@@ -110,6 +110,34 @@ fn undone_whenever_a_controller_dies(name: &'static str, scenarios: Vec<Scenario
         }
     }
     table.finish();
+}
+
+#[test]
+fn an_instance_is_stopped_when_all_but_the_newest_temporary_snapshot_are_deleted_at_both_ends() {
+    let rounds: Vec<Scenario> = Scenario::all()
+        .into_iter()
+        .filter(|s| s.name.ends_with("warm, three rounds"))
+        .collect();
+    assert_eq!(rounds.len(), 2);
+    for scenario in rounds {
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let told = seen.clone();
+        let case = Case::disturbed(&scenario, move |world, w| {
+            if matches!(w.write, Write::Power(_, PowerAction::Stop { .. })) {
+                told.lock().unwrap().extend(["a", "b"].map(|server| temporary_snapshots(world, server)));
+            }
+            None
+        });
+        case.run();
+        assert_eq!(*seen.lock().unwrap(), [1, 1], "{}", scenario.name);
+    }
+}
+
+/// How many temporary snapshots there are on a server.
+fn temporary_snapshots(world: &World, server: &str) -> usize {
+    let instances = world.instances(server);
+    let all = instances.iter().flat_map(|i| world.snapshots(server, &i.at));
+    all.filter(|s| s.name.starts_with("berth-")).count()
 }
 
 /// Whether the whole table is wanted.

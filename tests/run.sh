@@ -1,12 +1,12 @@
 #!/bin/bash
 # run.sh - all checks and suites, or with arguments those that `cargo test` selects by them: run.sh --test harness -- word
 # Everything is built as one workspace: for single packages cargo would build the dependencies anew, with other features.
-# Suites run side by side in lanes (LANES, default 3, one more than a small machine has cores); a lane has a control plane and servers of its own, which its suites share and
+# Suites run side by side in lanes (LANES, default 3, one more than a small machine has cores, or 1 for chosen suites); a lane has a control plane and servers of its own, which its suites share and
 # which end with this script. Suites spend most of their time waiting for servers. The last line is the sum of all.
 set -u
 HERE=$(cd "$(dirname "$0")" && pwd); cd "$HERE/.." || exit 1
 CONTROL_PLANE=$HERE/kubernetes/control-plane.sh LAB=$HERE/lab/lab.sh
-WORK=$(mktemp -d); failed=0 lanes=1
+WORK=$(mktemp -d); failed=0 lanes=${LANES:-1}
 trap 'end' EXIT
 trap 'exit 130' INT TERM HUP
 
@@ -56,7 +56,7 @@ lane() { # NUMBER: runs suites until there are no more
   local name program folder; while read -r name program folder < <(next_suite) && [ -n "$name" ]; do run_suite "$name" "$program" "$folder"; done
 }
 queue() { # the programs that cargo built: NAME PROGRAM FOLDER, those that take longest first, so that no lane ends long after the others
-  local order="crashes copies vms crash criu changes modes guard matrix moves warm late"
+  local order="crashes copies vms crash criu contract modes matrix moves warm late quiet rights apiserver guard overrides changes"
   grep '"overflow_checks":[a-z]*,"test":true' "$WORK/built" | sed -n 's/.*"manifest_path":"\([^"]*\)\/Cargo.toml".*"kind":\["\([^"]*\)"\].*"name":"\([^"]*\)".*"executable":"\([^"]*\)".*/\2 \3 \4 \1/p' |
     while read -r kind name program folder; do [ "$kind" = test ] || name=$name-$kind; echo "$name $program $folder"; done |
     awk -v order="$order" 'BEGIN {n = split(order, o); for (i = 1; i <= n; i++) at[o[i]] = i} {print ($1 in at ? at[$1] : n + 1), $0}' | sort -s -n | cut -d' ' -f2-

@@ -171,14 +171,21 @@ impl Records for KubeRecords {
 
     async fn release(&self, record: &Record) -> Result<(), RecordError> {
         let key = |name: &str| Key::new(&record.namespace, name);
-        let (from, to) = (&record.spec.from.server, &record.spec.to.server);
-        self.store.release_server(&key(from)).await?;
-        if to != from {
-            self.store.release_server(&key(to)).await?;
-        }
+        let (from, to) = (key(&record.spec.from.server), key(&record.spec.to.server));
         {
             let _order = self.store.finalizers.lock().await;
-            self.store.let_go(&self.store.moves, &key(&record.name)).await?;
+            let other = async {
+                match to != from {
+                    true => self.store.let_go_of_server(&to).await,
+                    false => Ok(()),
+                }
+            };
+            try_join3(
+                self.store.let_go(&self.store.moves, &key(&record.name)),
+                self.store.let_go_of_server(&from),
+                other,
+            )
+            .await?;
         }
         // the placement last: as long as it has the finalizer, the rest is tried again
         Ok(self.store.release_placement(&key(&record.spec.placement)).await?)
@@ -234,10 +241,15 @@ impl Store {
     /// Takes our finalizer off an InstanceServer that no open move needs.
     pub async fn release_server(&self, key: &Key) -> Result<(), StoreError> {
         let _order = self.finalizers.lock().await;
-        if self.moves_of_server(key).is_empty() {
-            self.let_go(&self.servers, key).await?;
+        self.let_go_of_server(key).await
+    }
+
+    /// The same, for whoever has the order of finalizers.
+    async fn let_go_of_server(&self, key: &Key) -> Result<(), StoreError> {
+        match self.moves_of_server(key).is_empty() {
+            true => self.let_go(&self.servers, key).await,
+            false => Ok(()),
         }
-        Ok(())
     }
 
     /// The open moves that need an InstanceServer.

@@ -79,6 +79,7 @@ async fn side_by_side(test: &Test, (one, other): (&str, &str), pool: &str, size:
         steps: Steps::default(),
     };
     for by_berth in common::turns(runs) {
+        on_disk().await;
         dirty(here, &name, size).await;
         if by_berth {
             let warm = json!({"methods": ["Warm"], "target": {"pool": pool}});
@@ -126,6 +127,12 @@ async fn inside(server: &Server, name: &str, script: &str) {
     done.unwrap_or_else(|error| panic!("{name}: {script}: {error}"));
 }
 
+/// Waits until all that was written is on the disk, which the two servers share.
+async fn on_disk() {
+    let done = tokio::process::Command::new("sync").status().await;
+    assert!(done.is_ok_and(|status| status.success()), "sync failed");
+}
+
 /// From now on the guest writes over 1 % of its files per minute; it ends with the guest's next stop.
 async fn dirty(server: &Server, name: &str, megabytes: usize) {
     let every = 6000 / megabytes.max(1) + 1;
@@ -155,7 +162,7 @@ fn report(all: &[Measured], runs: usize) -> String {
          A running busybox container with random files of 1 MiB, 1 % of them written over every minute, moved\n\
          between two servers on one machine: {runs} times warm by Berth and {runs} times by hand in turns, in one run; half as often\n\
          where it takes minutes (8 GiB, and 2 GiB on dir). By hand means `incus stop; incus move; incus start`, or the same with\n\
-         `lxc`. Median [smallest-largest], in seconds.\n\n\
+         `lxc`. Each begins when what the one before wrote is on the disk. Median [smallest-largest], in seconds.\n\n\
          - *Unserved* is all time without a sign of life from inside the container: stopped or frozen.\n\
          - *Said* is `status.downtime` of the move; *frozen* and *last round* are parts of it, from `status.precopy`.\n\
          - *Total* is for Berth from the edit until the placement is Ready, which includes the end of the former source.\n\n\

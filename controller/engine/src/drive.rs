@@ -12,7 +12,7 @@ use berth_core::model::{Fresh, InstanceRef, Inventory, Snapshot};
 use berth_core::moves::{self, Copy, Effect, End, EndView, Look, Read, Request, Task, View, Wish};
 use berth_core::records::{Record, RecordError, Records};
 use berth_core::server::{FailureKind, Operation, Server, ServerError};
-use futures::future::{join, join_all, try_join, try_join_all};
+use futures::future::{join, join3, join_all, try_join, try_join_all};
 use jiff::Timestamp;
 use rand::Rng;
 use tokio::sync::Notify;
@@ -243,11 +243,16 @@ impl Driver {
         self.records.load(&key.namespace, &key.name).await
     }
 
-    /// Ends a move: what is known of both servers is brought up to date first, so that nobody plans from the time
+    /// Ends a move: what is known of both servers is brought up to date meanwhile, so that nobody plans from the time
     /// before the last effect.
     async fn release(&self, key: &Key, record: Record) -> Result<Driven, RecordError> {
-        join(self.refresh(&record, End::Source), self.refresh(&record, End::Target)).await;
-        self.records.release(&record).await?;
+        let ((), (), released) = join3(
+            self.refresh(&record, End::Source),
+            self.refresh(&record, End::Target),
+            self.records.release(&record),
+        )
+        .await;
+        released?;
         self.forget(key);
         Ok(Driven {
             record,

@@ -243,7 +243,7 @@ pub fn reads(record: &Record) -> Vec<Read> {
         || (temporary && matches!(step, Step::Precopied | Step::Undoing))
         || (warm && step == Step::Marked)
         || (temporary && keeps && step == Step::Retired);
-    let at_target = verifying || (temporary && step == Step::Retired);
+    let at_target = verifying || (temporary && matches!(step, Step::Precopied | Step::Retired));
     let instance = |end, snapshots| move |at| Read::Instance { end, at, snapshots };
     let mut reads: Vec<Read> = source_places(record)
         .into_iter()

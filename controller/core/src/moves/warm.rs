@@ -69,6 +69,9 @@ pub(super) fn running(p: &mut Pass<'_>) -> Transition {
     let Some(way) = way(p, here, there) else {
         return p.undo(Reason::PoolNotFound, "a pool of the move is gone", None);
     };
+    if let Some(t) = remove_outdated(p, source) {
+        return t;
+    }
     let known = precopy(p);
     let rules = p.record.spec.warm.unwrap_or_default();
     match rounds::next(&known.rounds, known.frozen.as_std(), way, rules) {
@@ -411,14 +414,37 @@ fn aligned(mut wanted: Definition, copy: &Instance) -> Definition {
     wanted
 }
 
+/// Deletes what is older than the newest temporary snapshot that both ends have: the next round builds on that one. A
+/// pool can take seconds for the first of them, in which whoever runs on it may stand still. So it is done while the
+/// instance does not run there yet. What cannot be deleted now is deleted at the end.
+fn remove_outdated(p: &mut Pass<'_>, source: &Copy) -> Option<Transition> {
+    if p.succeeded(EffectKind::Snapshot) || p.failed(EffectKind::RemoveSnapshot).is_some() {
+        return None;
+    }
+    let target = p.target()?;
+    let ours = &p.record.status.precopy.as_ref()?.snapshots;
+    let newest = ours.iter().rposition(|n| has(source, n) && has(target, n))?;
+    // at the source first: a round would send again what only the target lacks
+    [(source, End::Source), (target, End::Target)]
+        .into_iter()
+        .find_map(|(copy, end)| remove_first(p, copy, end, &ours[..newest]))
+}
+
 /// Deletes a temporary snapshot of this move that is still there.
 pub(super) fn remove_temporary(p: &mut Pass<'_>, copy: &Copy, end: End) -> Option<Transition> {
     let ours = &p.record.status.precopy.as_ref()?.snapshots;
-    let there = copy.snapshots.as_deref()?;
-    let name = ours.iter().find(|n| there.iter().any(|s| s.name == **n))?.clone();
-    if let Some(t) = p.retry_after_failure(EffectKind::RemoveSnapshot) {
-        return Some(t);
-    }
+    let removal = remove_first(p, copy, end, ours)?;
+    Some(p.retry_after_failure(EffectKind::RemoveSnapshot).unwrap_or(removal))
+}
+
+/// Deletes the first of these snapshots that a copy has.
+fn remove_first(p: &Pass<'_>, copy: &Copy, end: End, names: &[String]) -> Option<Transition> {
+    let name = names.iter().find(|n| has(copy, n))?.clone();
     let at = &copy.fresh.instance.at;
     Some(p.ask(EffectKind::RemoveSnapshot, end, at, Request::RemoveSnapshot { name }))
+}
+
+fn has(copy: &Copy, snapshot: &str) -> bool {
+    let list = copy.snapshots.as_deref().unwrap_or_default();
+    list.iter().any(|s| s.name == snapshot)
 }
