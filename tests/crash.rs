@@ -18,8 +18,10 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use berth_api::Method;
+use berth_core::marks;
 use berth_core::server::{FailureKind, PowerAction};
 use berth_sim::{Caller, Fault, World, Write};
+use jiff::SignedDuration;
 use scenario::Scenario;
 use table::{Case, Report, Table};
 
@@ -124,7 +126,9 @@ fn an_instance_is_stopped_when_all_but_the_newest_temporary_snapshot_are_deleted
         let told = seen.clone();
         let case = Case::disturbed(&scenario, move |world, w| {
             if matches!(w.write, Write::Power(_, PowerAction::Stop { .. })) {
-                told.lock().unwrap().extend(["a", "b"].map(|server| temporary_snapshots(world, server)));
+                told.lock()
+                    .unwrap()
+                    .extend(["a", "b"].map(|server| temporary_snapshots(world, server)));
             }
             None
         });
@@ -276,6 +280,40 @@ fn a_cancelled_move_ends_where_it_began_or_where_it_was_going_and_leaves_nothing
         );
     }
     table.finish();
+}
+
+#[test]
+fn a_server_that_lets_go_of_a_cancelled_migration_within_a_minute_is_nobodys_business() {
+    let all = Scenario::all();
+    let live = all.iter().find(|s| s.name == "Incus live pull");
+    let cancelled = live.map(cancellations).unwrap_or_default();
+    let last = cancelled
+        .iter()
+        .rfind(|s| Case::undisturbed(s).run().outcome == "Cancelled");
+    let scenario = last.unwrap_or_else(|| panic!("none of {} is cancelled", cancelled.len()));
+    for (seconds, told) in [(50, false), (200, true)] {
+        let (since, seen) = (Mutex::new(None), Arc::new(Mutex::new(false)));
+        let attention = seen.clone();
+        let case = Case::disturbed(scenario, move |world, w| match &w.write {
+            Write::Patch(_, change, _) if change.config.get(marks::MOVE).is_some_and(String::is_empty) => {
+                let began = *since.lock().unwrap().get_or_insert(world.now());
+                let busy = world.now().duration_since(began) < SignedDuration::from_secs(seconds);
+                busy.then_some(Fault::Fail {
+                    kind: FailureKind::Busy,
+                    carried_out: false,
+                })
+            }
+            Write::Swap(record) => {
+                let error = record.status.last_error.as_ref();
+                *attention.lock().unwrap() |= error.is_some_and(|e| e.reason == "NeedsAttention");
+                None
+            }
+            _ => None,
+        });
+        let report = case.run();
+        assert!(report.is_settled(), "busy for {seconds} s: {}", report.log.join("\n"));
+        assert_eq!(*seen.lock().unwrap(), told, "busy for {seconds} s");
+    }
 }
 
 #[test]

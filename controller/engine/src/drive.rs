@@ -12,7 +12,7 @@ use berth_core::model::{Fresh, InstanceRef, Inventory, Snapshot};
 use berth_core::moves::{self, Copy, Effect, End, EndView, Look, Read, Request, Task, View, Wish};
 use berth_core::records::{Record, RecordError, Records};
 use berth_core::server::{FailureKind, Operation, Server, ServerError};
-use futures::future::{join, join3, join_all, try_join, try_join_all};
+use futures::future::{join, join_all, join3, try_join, try_join_all};
 use jiff::Timestamp;
 use rand::Rng;
 use tokio::sync::Notify;

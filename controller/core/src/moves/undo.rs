@@ -21,7 +21,7 @@ use crate::server::FailureKind;
 const POLL: Duration = Duration::from_secs(1);
 /// LXD lets go of an instance at once after a stop that timed out; for so long its guest may still go down.
 const LATE_STOP: Duration = Duration::from_secs(600);
-/// How often a running source is to be unmarked before a person has to look: about half a minute.
+/// How often a running source is to be unmarked at the least before a person has to look.
 const STUCK_ATTEMPTS: i32 = 5;
 /// How often the deletion of a copy is tried before a person has to look.
 const REMOVE_ATTEMPTS: i32 = 5;
@@ -208,7 +208,7 @@ fn not_let_go(p: &mut Pass<'_>, mut retry: Transition, kind: FailureKind) -> Tra
             "{name} did not stop in time and its server refuses every change until it has stopped; it is then started again"
         );
         (Reason::StopPending, message, None)
-    } else if kind == FailureKind::Busy && p.attempts() >= STUCK_ATTEMPTS {
+    } else if kind == FailureKind::Busy && p.attempts() >= STUCK_ATTEMPTS && live::is_hung(p) {
         let message = format!(
             "{name} runs on, but {server} is still busy with its migration, which was given up, and refuses every change of it"
         );
