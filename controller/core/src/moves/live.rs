@@ -366,8 +366,7 @@ pub(super) fn stop_copy(p: &mut Pass<'_>) -> Option<Transition> {
 
 /// Whether the servers had time enough to end what was given up.
 pub(super) fn is_hung(p: &Pass<'_>) -> bool {
-    let waited = p.record.status.steps.last().map(|s| p.now.duration_since(s.at.0));
-    waited.is_some_and(|w| w.unsigned_abs() > HUNG)
+    p.in_step() > HUNG
 }
 
 /// Of a pushed transfer only the target's end can be cancelled.

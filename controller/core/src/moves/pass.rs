@@ -147,6 +147,13 @@ impl<'a> Pass<'a> {
         left.map_or(at_most, |l| Duration::try_from(l).unwrap_or_default().min(at_most))
     }
 
+    /// For how long the move has been in its step.
+    pub fn in_step(&self) -> Duration {
+        let entered = self.record.status.steps.last();
+        let since = entered.map(|s| self.now.duration_since(s.at.0));
+        since.and_then(|s| s.try_into().ok()).unwrap_or_default()
+    }
+
     /// Enters `step`.
     pub fn advance(&mut self, step: Step) {
         self.record.status.step = Some(step.as_str().to_owned());

@@ -23,8 +23,10 @@ const POLL: Duration = Duration::from_secs(1);
 const LATE_STOP: Duration = Duration::from_secs(600);
 /// How often a running source is to be unmarked at the least before a person has to look.
 const STUCK_ATTEMPTS: i32 = 5;
-/// How often the deletion of a copy is tried before a person has to look.
+/// How often and for how long the deletion of a copy is tried at the least before a person has to look: events make tries
+/// come sooner than the pauses between them.
 const REMOVE_ATTEMPTS: i32 = 5;
+const REMOVE_PATIENCE: Duration = Duration::from_secs(20);
 
 pub(super) fn undoing(p: &mut Pass<'_>) -> Transition {
     let view = p.view;
@@ -301,7 +303,7 @@ fn remove_copy(p: &mut Pass<'_>) -> Option<Transition> {
         return Some(p.ask(EffectKind::Rename, End::Target, &i.at, Request::Rename { name }));
     }
     if let Some(t) = p.retry_after_failure(EffectKind::Remove) {
-        if p.attempts() >= REMOVE_ATTEMPTS {
+        if p.attempts() >= REMOVE_ATTEMPTS && p.in_step() >= REMOVE_PATIENCE {
             return Some(leftover(p, &i.at));
         }
         return Some(t);
