@@ -1,7 +1,7 @@
 //! The durable records of moves as InstanceMoves. What a write does not say stays as it is: the spec is written once, the
 //! status by resourceVersion, the finalizers by patches that test what they found.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -10,7 +10,7 @@ use berth_api::{GROUP, InstanceMove, InstanceMoveStatus, VERSION, keys};
 use berth_core::records::{Record, RecordError, Records};
 use berth_core::status::is_leftover;
 use berth_engine::Key;
-use futures::future::{try_join, try_join3};
+use futures::future::{try_join, try_join_all, try_join3};
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::ResourceExt;
@@ -151,19 +151,14 @@ impl Records for KubeRecords {
     async fn hold(&self, record: &Record) -> Result<(), RecordError> {
         let _order = self.store.finalizers.lock().await;
         let (namespace, spec) = (&record.namespace, &record.spec);
-        let servers = async {
-            if spec.to.server == spec.from.server {
-                return self.store.hold(&self.store.servers, namespace, &spec.to.server).await;
-            }
-            let hold = |name| self.store.hold(&self.store.servers, namespace, name);
-            try_join(hold(&spec.from.server), hold(&spec.to.server))
-                .await
-                .map(|_| ())
-        };
+        let servers = servers_of(record);
+        let servers = servers
+            .iter()
+            .map(|s| self.store.hold(&self.store.servers, namespace, &s.name));
         try_join3(
             self.store.hold(&self.store.moves, namespace, &record.name),
             self.store.hold(&self.store.placements, namespace, &spec.placement),
-            servers,
+            try_join_all(servers),
         )
         .await?;
         Ok(())
@@ -171,25 +166,25 @@ impl Records for KubeRecords {
 
     async fn release(&self, record: &Record) -> Result<(), RecordError> {
         let key = |name: &str| Key::new(&record.namespace, name);
-        let (from, to) = (key(&record.spec.from.server), key(&record.spec.to.server));
         {
             let _order = self.store.finalizers.lock().await;
-            let other = async {
-                match to != from {
-                    true => self.store.let_go_of_server(&to).await,
-                    false => Ok(()),
-                }
-            };
-            try_join3(
-                self.store.let_go(&self.store.moves, &key(&record.name)),
-                self.store.let_go_of_server(&from),
-                other,
-            )
-            .await?;
+            let servers = servers_of(record);
+            let servers = servers.iter().map(|s| self.store.let_go_of_server(s));
+            let name = key(&record.name);
+            let record = self.store.let_go(&self.store.moves, &name);
+            try_join(record, try_join_all(servers)).await?;
         }
         // the placement last: as long as it has the finalizer, the rest is tried again
         Ok(self.store.release_placement(&key(&record.spec.placement)).await?)
     }
+}
+
+/// The InstanceServers of a move: one, if it stays inside.
+fn servers_of(record: &Record) -> BTreeSet<Key> {
+    let spec = &record.spec;
+    [&spec.from, &spec.to]
+        .map(|end| Key::new(&record.namespace, &end.server))
+        .into()
 }
 
 /// Whether an open move needs the InstanceServer of that name.

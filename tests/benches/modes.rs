@@ -190,9 +190,9 @@ fn report(rows: &[Row], runs: usize) -> String {
     let mut text = format!(
         "## Ways of the data\n\n\
          A container with that much random data, moved between two Incus servers on one machine, {runs} times by Berth and {runs} times by\n\
-         hand in turns, three times as often up to {SMALL} MiB: `incus stop; incus move --mode=MODE; incus start`, and for Backup `incus stop; incus export; incus import; incus\n\
-         delete; incus start`. Median [smallest-largest] of the whole, in seconds. Memory is the most that the controller took more\n\
-         than before, in MiB.\n\n\
+         hand in turns, three times as often up to {SMALL} MiB: `incus stop; incus move --mode=MODE; incus start`, and for Backup\n\
+         `incus stop; incus export; incus import; incus delete; incus start`. Median [smallest-largest] of the whole, in seconds.\n\
+         Memory is the most that the controller took more than before, in MiB.\n\n\
          | data, pool | transfer | by hand | by Berth | ratio | memory |\n\
          |---|---|---|---|---|---|\n"
     );
