@@ -242,6 +242,8 @@ fn judge(attempted: &str, (source, target): (String, String), from: Option<Ended
     use Ended::{Failed, Succeeded, Unknown};
     let kind = match (&from, &to) {
         (Some(Succeeded), Some(Succeeded)) => return Ok(()),
+        // the other end, to which nobody comes, may say that it reaches nobody
+        (Some(Failed(m)), _) | (_, Some(Failed(m))) if kind_of(m) == FailureKind::Busy => FailureKind::Busy,
         (Some(Failed(m)), _) | (_, Some(Failed(m))) if no_way_there(m) => FailureKind::PeerUnreachable,
         // where one end says nothing the daemon or the link died, whatever the other says about that
         (Some(Unknown(_)), _) | (_, Some(Unknown(_))) => FailureKind::Unknown,
@@ -347,6 +349,12 @@ mod tests {
         let error = judge("transfer", names(), late(), None).expect_err("one end failed");
         assert_eq!(error.kind, FailureKind::Refused);
         assert_eq!(error.message, "l1: Timed out waiting for migration connections");
+        let busy = Some(Ended::Failed(
+            "Failed migration on source: Instance is busy running a \"stop\" operation".to_owned(),
+        ));
+        let alone = "Failed getting migration target filesystem connection: websocket: bad handshake";
+        let error = judge("transfer", names(), busy, Some(Ended::Failed(alone.to_owned()))).expect_err("both failed");
+        assert_eq!(error.kind, FailureKind::Busy);
         let lost = Some(Ended::Unknown("no answer".to_owned()));
         let error = judge("transfer", names(), late(), lost).expect_err("both failed");
         assert_eq!(error.kind, FailureKind::Unknown);

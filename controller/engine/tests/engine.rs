@@ -8,14 +8,17 @@ mod kept;
 #[path = "engine/town.rs"]
 mod town;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use berth_api::Method;
 use berth_api::placement::PowerState;
 use berth_api::server::Limits;
+use berth_api::{Method, Step};
 use berth_core::model::{Power, Product};
 use berth_core::server::FailureKind;
 use berth_sim::{Caller, Fault, InstanceOptions, Options};
+use jiff::SignedDuration;
 use tokio::time::sleep;
 use town::{CONTROLLER, NAMESPACE, Town, at, running};
 
@@ -494,6 +497,31 @@ fn a_store_that_does_not_answer_for_a_while_delays_a_move_and_changes_nothing_el
             );
         });
     }
+}
+
+/// *Seen* on Incus 6.0.4: it shows a guest as stopped a moment before the stop is over, and sends nothing until then.
+#[test]
+fn a_source_that_is_still_locked_by_its_stop_is_asked_again_once_a_second() {
+    run(async {
+        let town = Town::new(Product::Incus, &["a", "b"]);
+        town.add("a", "web-1");
+        let asked = Arc::new(AtomicUsize::new(0));
+        let offers = asked.clone();
+        town.world.set_hook(move |_, w| {
+            let locked = w.write.verb() == "offer" && offers.fetch_add(1, Ordering::SeqCst) < 3;
+            let (kind, carried_out) = (FailureKind::Busy, false);
+            locked.then_some(Fault::Fail { kind, carried_out })
+        });
+        town.place("web-1", "b", |s| s.methods = vec![Method::Cold]);
+        let locked = |t: &Town| t.records().iter().any(|r| r.status.step() == Some(Step::Stopped));
+        town.until("it is stopped", locked).await;
+        let begun = town.now();
+        town.until_placed("web-1", "b").await;
+        let outcomes: Vec<_> = town.status("web-1").moves.into_iter().map(|m| m.outcome).collect();
+        assert_eq!(outcomes, ["Succeeded"], "it is not started where it was");
+        assert_eq!(asked.load(Ordering::SeqCst), 4);
+        assert!(town.now().duration_since(begun) >= SignedDuration::from_secs(3));
+    });
 }
 
 #[test]

@@ -20,6 +20,8 @@ use crate::server::{AcceptRequest, FailureKind, OfferRequest, ServerError};
 const TARGET_PATIENCE: Duration = Duration::from_secs(10);
 /// How often an operation of somebody else on our copy is looked at.
 const POLL: Duration = Duration::from_secs(1);
+/// A source that is stopped and still locked for that long is given up.
+const LOCK_PATIENCE: Duration = Duration::from_secs(30);
 
 pub(super) fn accepted(p: &mut Pass<'_>) -> Transition {
     let view = p.view;
@@ -222,6 +224,9 @@ pub(super) fn stopped(p: &mut Pass<'_>) -> Transition {
         p.advance(Step::Transferred);
         return verify::transferred(p);
     }
+    if let Some(t) = still_locked(p).or_else(|| p.pause(POLL)) {
+        return t;
+    }
     if let Some(e) = p.failed(EffectKind::Transfer) {
         return transfer_failed(p, e);
     }
@@ -394,6 +399,17 @@ pub(super) fn is_link(message: &str) -> bool {
         "shutting down",
     ];
     says(message, &WORDS)
+}
+
+/// A daemon shows a guest as stopped before it lets go of it: what is asked for meanwhile fails before anything is sent,
+/// says nothing against the way it was to be sent, and is asked for again.
+pub(super) fn still_locked(p: &mut Pass<'_>) -> Option<Transition> {
+    let e = p.failed(EffectKind::Transfer)?;
+    if e.kind != FailureKind::Busy || p.in_step() >= LOCK_PATIENCE {
+        return None;
+    }
+    p.note(Reason::Progressing, e.to_string(), None);
+    Some(p.wait(POLL))
 }
 
 pub(super) fn transfer_failed(p: &mut Pass<'_>, e: &ServerError) -> Transition {

@@ -266,6 +266,14 @@ impl<'a> Pass<'a> {
         Some(self.wait(Duration::from_secs(seconds).min(RETRY_MAX)))
     }
 
+    /// After a failure nothing is asked for anew before that time has passed, whatever wakes the move meanwhile.
+    pub fn pause(&self, after: Duration) -> Option<Transition> {
+        let failed = self.record.status.last_error.as_ref()?.at.as_ref()?;
+        let since: Duration = self.now.duration_since(failed.0).try_into().ok()?;
+        let waits = self.view.outcome.is_none() && since < after;
+        waits.then(|| self.wait(after.saturating_sub(since)))
+    }
+
     /// How often the last effect failed in a row.
     pub fn attempts(&self) -> i32 {
         self.record.status.last_error.as_ref().map_or(0, |e| e.attempts)

@@ -51,7 +51,7 @@ pub(super) fn running(p: &mut Pass<'_>) -> Transition {
         Power::Error => return p.wait(POLL),
         Power::Running | Power::Frozen | Power::Starting | Power::Stopping => {}
     }
-    if let Some(t) = unfreeze(p, source) {
+    if let Some(t) = unfreeze(p, source).or_else(|| p.pause(POLL)) {
         return t;
     }
     if p.record.status.stop_requested_at.is_some() {
@@ -143,10 +143,10 @@ fn round_failed(p: &mut Pass<'_>, e: &ServerError) -> Transition {
     p.wait(POLL)
 }
 
-/// A round that was cut off, by the link or by somebody, says nothing against the method.
+/// A round that was cut off, by the link or by somebody, or that a daemon was too busy for, says nothing against the method.
 fn refused(p: &mut Pass<'_>, e: &ServerError) -> Transition {
-    let cancelled = says(&e.message, &["cancelled", "canceled"]);
-    if e.kind == FailureKind::Refused && (cancelled || is_link(&e.message)) {
+    let cut_off = is_link(&e.message) || says(&e.message, &["cancelled", "canceled"]);
+    if e.kind == FailureKind::Busy || (e.kind == FailureKind::Refused && cut_off) {
         return p.undo(Reason::MoveFailed, e.to_string(), None);
     }
     transfer_failed(p, e)
@@ -328,7 +328,7 @@ pub(super) fn stopped(p: &mut Pass<'_>) -> Transition {
     if let Some(e) = p.failed(EffectKind::Transfer) {
         return refused(p, e);
     }
-    if let Some(t) = kept::adopt(p) {
+    if let Some(t) = p.pause(POLL).or_else(|| kept::adopt(p)) {
         return t;
     }
     let known = precopy(p);
