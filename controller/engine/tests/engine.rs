@@ -12,13 +12,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use berth_api::Method;
 use berth_api::placement::PowerState;
 use berth_api::server::Limits;
-use berth_api::{Method, Step};
 use berth_core::model::{Power, Product};
 use berth_core::server::FailureKind;
 use berth_sim::{Caller, Fault, InstanceOptions, Options};
-use jiff::SignedDuration;
 use tokio::time::sleep;
 use town::{CONTROLLER, NAMESPACE, Town, at, running};
 
@@ -499,29 +498,34 @@ fn a_store_that_does_not_answer_for_a_while_delays_a_move_and_changes_nothing_el
     }
 }
 
-/// *Seen* on Incus 6.0.4: it shows a guest as stopped a moment before the stop is over, and sends nothing until then.
+/// *Seen* on Incus 6.0.4 when a stop is asked for twice: a guest is shown as stopped, then as running, and is not sent.
 #[test]
-fn a_source_that_is_still_locked_by_its_stop_is_asked_again_once_a_second() {
-    run(async {
-        let town = Town::new(Product::Incus, &["a", "b"]);
-        town.add("a", "web-1");
-        let asked = Arc::new(AtomicUsize::new(0));
-        let offers = asked.clone();
-        town.world.set_hook(move |_, w| {
-            let locked = w.write.verb() == "offer" && offers.fetch_add(1, Ordering::SeqCst) < 3;
-            let (kind, carried_out) = (FailureKind::Busy, false);
-            locked.then_some(Fault::Fail { kind, carried_out })
+fn what_a_stop_leaves_is_waited_for_and_the_instance_is_not_started_where_it_was() {
+    for (product, verb, nth) in [
+        (Product::Incus, "patch", 1),
+        (Product::Incus, "offer", 0),
+        (Product::Lxd, "offer", 0),
+    ] {
+        run(async {
+            let town = Town::new(product, &["a", "b"]);
+            town.add("a", "web-1");
+            let (asked, offers) = (AtomicUsize::new(0), Arc::new(AtomicUsize::new(0)));
+            let counted = offers.clone();
+            town.world.set_hook(move |world, w| {
+                let this = w.write.verb();
+                counted.fetch_add(usize::from(this == "offer"), Ordering::SeqCst);
+                if this == verb && asked.fetch_add(1, Ordering::SeqCst) == nth {
+                    world.clear_away("a", &at("web-1"), Duration::from_secs(3));
+                }
+                None
+            });
+            town.place("web-1", "b", |s| s.methods = vec![Method::Cold]);
+            town.until_placed("web-1", "b").await;
+            let outcomes: Vec<_> = town.status("web-1").moves.into_iter().map(|m| m.outcome).collect();
+            assert_eq!(outcomes, ["Succeeded"], "{product:?} {verb}");
+            assert!(offers.load(Ordering::SeqCst) <= 5, "{product:?} {verb}: once a second");
         });
-        town.place("web-1", "b", |s| s.methods = vec![Method::Cold]);
-        let locked = |t: &Town| t.records().iter().any(|r| r.status.step() == Some(Step::Stopped));
-        town.until("it is stopped", locked).await;
-        let begun = town.now();
-        town.until_placed("web-1", "b").await;
-        let outcomes: Vec<_> = town.status("web-1").moves.into_iter().map(|m| m.outcome).collect();
-        assert_eq!(outcomes, ["Succeeded"], "it is not started where it was");
-        assert_eq!(asked.load(Ordering::SeqCst), 4);
-        assert!(town.now().duration_since(begun) >= SignedDuration::from_secs(3));
-    });
+    }
 }
 
 #[test]

@@ -97,12 +97,10 @@ impl State {
                 "Unable to perform live container migration. CRIU isn't installed on the source server",
             ));
         }
-        if i.busy.as_ref().is_some_and(|b| b.action == "migrate") {
-            return Err(ServerError::new(
-                FailureKind::Busy,
-                what,
-                "The instance is already being migrated",
-            ));
+        let held = |b: &&Busy| b.action == "migrate" || (b.action == "stop" && !i.runs());
+        if let Some(busy) = i.busy.as_ref().filter(held) {
+            let why = format!("Instance is busy running a \"{}\" operation", busy.action);
+            return Err(ServerError::new(FailureKind::Busy, what, why));
         }
         let waiting = Waiting {
             side: Side::Source,

@@ -31,6 +31,8 @@ pub(crate) enum Due {
     LinkTimeout(u64),
     /// A guest that was asked in this boot (it began then) goes down by itself.
     GuestStops(String, u64, Timestamp),
+    /// A daemon has cleared away what a guest that is down left.
+    ClearedAway(String, u64),
 }
 
 /// What an operation does.
@@ -223,6 +225,11 @@ impl State {
             Due::GuestStops(server, born, boot) => {
                 if self.inst_by_born(&server, born).is_some_and(|i| i.last_used_at == boot) {
                     self.guest_stops(&server, born);
+                }
+            }
+            Due::ClearedAway(server, born) => {
+                if let Some(i) = self.inst_by_born(&server, born).filter(|i| !i.runs()) {
+                    i.busy = None;
                 }
             }
         }

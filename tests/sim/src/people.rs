@@ -9,8 +9,9 @@ use berth_core::model::{
 };
 
 use crate::config;
+use crate::operations::Due;
 use crate::options::{InstanceOptions, Options, Timing, pairs};
-use crate::state::{Content, Host, Inst, Snap, State};
+use crate::state::{Busy, Content, Host, Inst, Snap, State};
 use crate::world::World;
 
 impl World {
@@ -170,6 +171,22 @@ impl World {
             }
             result
         })
+    }
+
+    /// The daemon takes that long to clear away what a guest that is down left; Incus shows it as running meanwhile
+    /// (v6.0.4 driver_lxc.go, `onStop` and `statusCode`).
+    pub fn clear_away(&self, server: &str, at: &InstanceRef, takes: Duration) {
+        self.change(|s| {
+            let instance = s.servers.get_mut(server).and_then(|h| h.instances.get_mut(at));
+            if let Some(i) = instance.filter(|i| !i.runs()) {
+                i.busy = Some(Busy {
+                    action: "stop",
+                    operation: None,
+                });
+                let born = i.born;
+                s.later(takes, Due::ClearedAway(server.to_owned(), born));
+            }
+        });
     }
 
     /// The guest writes data; false if it does not run.

@@ -1,6 +1,6 @@
 //! The world as clients see it: instances, snapshots and facts in the types of the port.
 
-use berth_core::model::{Instance, InstanceRef, MemberStatus, Power, ServerFacts, Snapshot};
+use berth_core::model::{Instance, InstanceRef, MemberStatus, Power, Product, ServerFacts, Snapshot};
 
 use crate::config;
 use crate::state::{Host, Inst};
@@ -11,12 +11,13 @@ pub(crate) fn instance(host: &Host, at: &InstanceRef, i: &Inst) -> Instance {
         .member
         .as_ref()
         .and_then(|m| host.members.iter().find(|x| &x.name == m));
+    let lingers = host.product == Product::Incus && i.busy.as_ref().is_some_and(|b| b.action == "stop");
     let known = member.is_none_or(|m| m.status != MemberStatus::Offline);
     let mut seen = Instance {
         at: at.clone(),
         kind: i.kind,
         architecture: i.architecture.clone(),
-        power: i.power,
+        power: if lingers { Power::Running } else { i.power },
         member: i.member.clone(),
         config: i.config.clone(),
         devices: i.devices.clone(),

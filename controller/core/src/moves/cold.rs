@@ -6,13 +6,15 @@ use std::time::Duration;
 use berth_api::moves::Progress;
 use berth_api::{GuardKind, InstanceMoveSpec, Method, MicroTime, Reason, Step, Transfer as Mode};
 
+use jiff::SignedDuration;
+
 use super::body::incoming_definition;
 use super::effect::{EffectKind, End, Request, Transfer, Wiring};
 use super::pass::{Pass, Transition};
 use super::view::{Copy, EndView, Wish, source_places};
 use super::{backup, criu, kept, verify};
 use crate::marks::{self, Role};
-use crate::model::{Change, Definition, InstanceRef, Power};
+use crate::model::{Change, Definition, Instance, InstanceRef, Power};
 use crate::records::Record;
 use crate::server::{AcceptRequest, FailureKind, OfferRequest, ServerError};
 
@@ -21,7 +23,7 @@ const TARGET_PATIENCE: Duration = Duration::from_secs(10);
 /// How often an operation of somebody else on our copy is looked at.
 const POLL: Duration = Duration::from_secs(1);
 /// A source that is stopped and still locked for that long is given up.
-const LOCK_PATIENCE: Duration = Duration::from_secs(30);
+const LOCK_PATIENCE: SignedDuration = SignedDuration::from_secs(30);
 
 pub(super) fn accepted(p: &mut Pass<'_>) -> Transition {
     let view = p.view;
@@ -128,6 +130,9 @@ pub(super) fn stop_source(p: &mut Pass<'_>, source: &Copy) -> Transition {
     let Wish::Continue(rules) = &p.view.wish else {
         return p.undo(Reason::MoveFailed, "", None);
     };
+    if let Some(t) = stop_lingers(p, source) {
+        return t;
+    }
     if p.record.status.stopped_at.is_some() {
         return p.undo(
             Reason::ForeignOperation,
@@ -209,8 +214,8 @@ pub(super) fn stopped(p: &mut Pass<'_>) -> Transition {
     let Some(source) = p.source() else {
         return source_vanished(p);
     };
-    if let Some(why) = disturbed(p, source) {
-        return p.undo(Reason::ForeignOperation, why, None);
+    if let Some(t) = undo_if_disturbed(p, source) {
+        return t;
     }
     let EndView::Reachable { facts, .. } = &view.target else {
         return target_silent(p);
@@ -405,7 +410,7 @@ pub(super) fn is_link(message: &str) -> bool {
 /// says nothing against the way it was to be sent, and is asked for again.
 pub(super) fn still_locked(p: &mut Pass<'_>) -> Option<Transition> {
     let e = p.failed(EffectKind::Transfer)?;
-    if e.kind != FailureKind::Busy || p.in_step() >= LOCK_PATIENCE {
+    if e.kind != FailureKind::Busy || p.in_step() >= LOCK_PATIENCE.unsigned_abs() {
         return None;
     }
     p.note(Reason::Progressing, e.to_string(), None);
@@ -475,8 +480,16 @@ pub(super) fn target_silent(p: &mut Pass<'_>) -> Transition {
     p.undo(Reason::ServerUnreachable, message, None)
 }
 
-/// Why the stopped source is no longer what it was when it was stopped.
-pub(super) fn disturbed(p: &Pass<'_>, source: &Copy) -> Option<String> {
+/// Undoes the move if the stopped source is no longer what it was when it was stopped.
+pub(super) fn undo_if_disturbed(p: &mut Pass<'_>, source: &Copy) -> Option<Transition> {
+    if let Some(t) = stop_lingers(p, source) {
+        return Some(t);
+    }
+    let why = disturbed(p, source)?;
+    Some(p.undo(Reason::ForeignOperation, why, None))
+}
+
+fn disturbed(p: &Pass<'_>, source: &Copy) -> Option<String> {
     let i = &source.fresh.instance;
     if i.power != Power::Stopped {
         return Some(format!("somebody started {} while it was being moved", i.at));
@@ -484,13 +497,29 @@ pub(super) fn disturbed(p: &Pass<'_>, source: &Copy) -> Option<String> {
     if !p.carries_mark(i) || !marks::guarded(i, p.record.spec.guard.source) {
         return Some(format!("somebody took Berth's guard or marks off {}", i.at));
     }
-    let used = p
-        .record
+    let started = was_started(p, i);
+    started.then(|| format!("{} was started and stopped again while it was being moved", i.at))
+}
+
+/// Whether it was started since it was stopped for the move.
+fn was_started(p: &Pass<'_>, i: &Instance) -> bool {
+    p.record
         .status
         .last_used_at
         .as_ref()
-        .is_some_and(|t| *t != i.last_used_at);
-    used.then(|| format!("{} was started and stopped again while it was being moved", i.at))
+        .is_some_and(|t| *t != i.last_used_at)
+}
+
+/// Nothing is asked for while a stop goes on that an earlier request asked for: a second one takes the lock off the first
+/// (v6.0.4 driver_lxc.go, `Shutdown`), and the daemon shows as stopped, then as running, what it still clears away.
+fn stop_lingers(p: &Pass<'_>, source: &Copy) -> Option<Transition> {
+    let i = &source.fresh.instance;
+    let under_way = p.view.source.operation_on(&i.at);
+    let asked = p.view.outcome.is_none() && under_way.is_some_and(|o| o.description.starts_with("Stopping"));
+    let stopped = p.record.status.stopped_at.as_ref();
+    let soon = stopped.is_some_and(|t| p.now.duration_since(t.0) < LOCK_PATIENCE);
+    let shown = soon && i.may_run() && !was_started(p, i);
+    (asked || shown).then(|| p.wait(POLL))
 }
 
 /// A conditional write that failed: a lost race is simply made again, a daemon that does not answer is waited for,

@@ -7,7 +7,7 @@ use berth_api::{GuardKind, Reason, Step};
 
 use super::backup;
 use super::body::{incoming_definition, plain_config};
-use super::cold::{disturbed, retry_or_undo, source_vanished, target_silent};
+use super::cold::{retry_or_undo, source_vanished, target_silent, undo_if_disturbed};
 use super::criu;
 use super::effect::{EffectKind, End, Request};
 use super::finish;
@@ -66,8 +66,8 @@ fn both<'a>(p: &mut Pass<'a>) -> Result<Both<'a>, Box<Transition>> {
     let Some(source) = p.source() else {
         return Err(Box::new(source_vanished(p)));
     };
-    if let Some(why) = disturbed(p, source) {
-        return Err(Box::new(p.undo(Reason::ForeignOperation, why, None)));
+    if let Some(t) = undo_if_disturbed(p, source) {
+        return Err(Box::new(t));
     }
     let EndView::Reachable { facts, .. } = &view.target else {
         return Err(Box::new(target_silent(p)));

@@ -254,6 +254,9 @@ pub fn reads(record: &Record) -> Vec<Read> {
         return reads;
     }
     if step == Step::Accepted || (step == Step::Marked && !warm && !kept::makes_room(record)) {
+        // a stop that an earlier request asked for is waited for
+        let asked = record.status.stop_requested_at.is_some();
+        reads.extend(asked.then_some(Read::Operations(End::Source)));
         return reads;
     }
     // a live move stops its source then, any other must not wait for its server

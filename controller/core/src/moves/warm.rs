@@ -10,8 +10,8 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::body::incoming_definition;
 use super::cold::{
-    Sending, clear_lost_transfer, disturbed, guard_source, is_link, marked_source, retry_or_undo, says,
-    source_vanished, stop_source, target_silent, transfer, transfer_failed,
+    Sending, clear_lost_transfer, guard_source, is_link, marked_source, retry_or_undo, says, source_vanished,
+    stop_source, target_silent, transfer, transfer_failed, undo_if_disturbed,
 };
 use super::effect::{EffectKind, End, Request};
 use super::kept;
@@ -317,8 +317,8 @@ pub(super) fn stopped(p: &mut Pass<'_>) -> Transition {
     let Some(source) = p.source() else {
         return source_vanished(p);
     };
-    if let Some(why) = disturbed(p, source) {
-        return p.undo(Reason::ForeignOperation, why, None);
+    if let Some(t) = undo_if_disturbed(p, source) {
+        return t;
     }
     let (EndView::Reachable { facts: here, .. }, EndView::Reachable { facts: there, .. }) =
         (&view.source, &view.target)
