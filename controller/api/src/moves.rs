@@ -462,10 +462,10 @@ pub struct MoveError {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 4096))]
     pub fix: Option<String>,
-    /// When it happened last.
+    /// When it happened last, to the second.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub at: Option<MicroTime>,
-    /// How often it happened in a row.
+    /// How often it happened in a row; again within a second is the same time.
     #[serde(default)]
     #[schemars(range(min = 0))]
     pub attempts: i32,

@@ -167,6 +167,9 @@ pub(super) fn stop_source(p: &mut Pass<'_>, source: &Copy) -> Transition {
 /// From here on nobody can start the source: guard and `boot.autostart=false` in one conditional request.
 pub(super) fn guard_source(p: &mut Pass<'_>, source: &Copy) -> Transition {
     let instance = &source.fresh.instance;
+    if let Some(t) = stop_lingers(p, source) {
+        return t;
+    }
     let all_read = p.record.status.stopped_at.is_some();
     if !all_read {
         p.record.status.stopped_at = Some(MicroTime(p.now));

@@ -2,13 +2,14 @@
 
 use berth_api::moves::MoveError;
 use berth_api::{InstanceMoveStatus, MicroTime, Outcome, Reason, ReasonKind, Step, conditions};
-use jiff::{Timestamp, Unit};
+use jiff::{SignedDuration, Timestamp, Unit};
 
 use crate::records::Record;
 
 /// Longest message of a server that is kept, in characters, and how many of them are its end.
 const MESSAGE_MAX: usize = 500;
 const MESSAGE_END: usize = 300;
+const SAME_ATTEMPT: SignedDuration = SignedDuration::from_secs(1);
 
 /// A server's words as one line: what rsync says has several, and both ends repeat it. Of one that is too long the middle is
 /// left out, for it begins with what failed, and ends with why.
@@ -25,7 +26,8 @@ pub(crate) fn one_line(message: &str) -> String {
         .collect()
 }
 
-/// Why something did not work, to be remembered in the place of `last`.
+/// Why something did not work, to be remembered in the place of `last`. Events wake a move as often as they come: what
+/// fails again within a second of a failure is no other attempt, so that patience is measured in time.
 pub(crate) fn noted(
     reason: Reason,
     message: &str,
@@ -33,12 +35,14 @@ pub(crate) fn noted(
     last: Option<&MoveError>,
     now: Timestamp,
 ) -> MoveError {
+    let (attempts, before) = last.map_or((0, None), |e| (e.attempts, e.at.clone()));
+    let again = before.filter(|t| now.duration_since(t.0) < SAME_ATTEMPT && attempts > 0);
     MoveError {
         reason: reason.as_str().to_owned(),
         message: one_line(message),
         fix,
-        at: Some(MicroTime(now)),
-        attempts: last.map_or(0, |e| e.attempts) + 1,
+        attempts: attempts + i32::from(again.is_none()),
+        at: again.or(Some(MicroTime(now))),
     }
 }
 
