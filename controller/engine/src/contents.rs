@@ -8,6 +8,8 @@ use berth_core::model::Contents;
 use berth_core::plan::{self, Decision, Desired, Located, Verdict};
 use berth_core::server::{FailureKind, Result};
 
+use futures::future::{join, join3, try_join};
+
 use crate::Key;
 use crate::engine::Engine;
 
@@ -22,20 +24,21 @@ impl Engine {
         let Some(located) = verdict.located.clone().filter(|_| about_a_move) else {
             return self.plan(key, desired, None);
         };
-        if let Some(located) = self.sizes().missing(&verdict) {
-            let follower = self.registry().follower(&Key::new(&desired.namespace, &located.server));
-            self.sizes().ask(&located, follower.map(|f| f.server())).await;
-        }
-        let to = verdict.plan.as_ref().and_then(|p| p.to.clone());
-        let looked = match self.insides.missing(desired, &verdict) {
-            Some(located) => self.look_inside(desired, &located).await,
-            None => Ok(()),
+        let size = async {
+            if let Some(located) = self.sizes().missing(&verdict) {
+                let follower = self.registry().follower(&Key::new(&desired.namespace, &located.server));
+                self.sizes().ask(&located, follower.map(|f| f.server())).await;
+            }
         };
-        let contents = match looked {
-            Ok(()) => self.contents(desired, &located, to.as_ref()).await,
-            Err(error) => Err(error),
+        let inside = async {
+            match self.insides.missing(desired, &verdict) {
+                Some(located) => self.look_inside(desired, &located).await,
+                None => Ok(()),
+            }
         };
-        match contents {
+        let to = verdict.plan.as_ref().and_then(|p| p.to.as_ref());
+        let ((), looked, contents) = join3(size, inside, self.contents(desired, &located, to)).await;
+        match looked.and(contents) {
             Ok(contents) => self.plan(key, desired, Some(contents)),
             Err(error) => {
                 let reason = match error.kind {
@@ -65,8 +68,6 @@ impl Engine {
             return Ok(Contents::default());
         };
         let (here, there) = (here.server(), there.server());
-        let (snapshots, backups) =
-            futures::future::try_join(here.snapshots(located.at()), here.backups(located.at())).await?;
         let project = present(&desired.spec.target.project).unwrap_or(&located.at().project);
         let pools: BTreeSet<&str> = located.instance.attached_volumes().map(|(_, pool, _)| pool).collect();
         let mut volumes = BTreeSet::new();
@@ -82,14 +83,17 @@ impl Engine {
         let clustered = clustered.and_then(|v| v.facts).is_some_and(|f| f.clustered);
         // every member of a cluster has its own room
         let place = to.and_then(|to| Some((to.pool.as_deref()?, to.member.as_deref())));
-        let free = match place.filter(|(_, member)| !clustered || member.is_some()) {
-            None => None,
+        let free = async {
+            let (pool, member) = place.filter(|(_, member)| !clustered || member.is_some())?;
             // what is not known refuses nothing
-            Some((pool, member)) => there.free_space(pool, member).await.unwrap_or_else(|error| {
+            there.free_space(pool, member).await.unwrap_or_else(|error| {
                 tracing::debug!(%error, "its room is not known");
                 None
-            }),
+            })
         };
+        let listed = try_join(here.snapshots(located.at()), here.backups(located.at()));
+        let (listed, free) = join(listed, free).await;
+        let (snapshots, backups) = listed?;
         Ok(Contents {
             snapshots,
             backups,

@@ -12,7 +12,7 @@ use berth_core::model::{Fresh, InstanceRef, Inventory, Snapshot};
 use berth_core::moves::{self, Copy, Effect, End, EndView, Look, Read, Request, Task, View, Wish};
 use berth_core::records::{Record, RecordError, Records};
 use berth_core::server::{FailureKind, Operation, Server, ServerError};
-use futures::future::{join, join_all, join3, try_join, try_join_all};
+use futures::future::{join, try_join, try_join_all};
 use jiff::Timestamp;
 use rand::Rng;
 use tokio::sync::Notify;
@@ -243,16 +243,9 @@ impl Driver {
         self.records.load(&key.namespace, &key.name).await
     }
 
-    /// Ends a move: what is known of both servers is brought up to date meanwhile, so that nobody plans from the time
-    /// before the last effect.
+    /// Ends a move. What both servers hold is known from its last pass.
     async fn release(&self, key: &Key, record: Record) -> Result<Driven, RecordError> {
-        let ((), (), released) = join3(
-            self.refresh(&record, End::Source),
-            self.refresh(&record, End::Target),
-            self.records.release(&record),
-        )
-        .await;
-        released?;
+        self.records.release(&record).await?;
         self.forget(key);
         Ok(Driven {
             record,
@@ -281,25 +274,6 @@ impl Driver {
         lock(&self.held).remove(key);
         lock(&self.silent).retain(|(k, _), _| k != key);
         self.tasks.seen(key);
-    }
-
-    async fn refresh(&self, record: &Record, end: End) {
-        let Ok(reached) = self.registry.end(&record.namespace, place_of(record, end)) else {
-            return;
-        };
-        let server = reached.follower.server();
-        let reads = moves::reads(record).into_iter().filter_map(|read| match read {
-            Read::Instance { end: e, at, .. } if e == end => Some(at),
-            Read::Instance { .. } | Read::Operations(_) => None,
-        });
-        let (server, follower) = (&server, &reached.follower);
-        let reads = reads.map(|at| async move {
-            match server.instance(&at).await {
-                Ok(fresh) => follower.learn(&at, fresh),
-                Err(error) => tracing::debug!(error = %error, "not read at the end of a move"),
-            }
-        });
-        join_all(reads).await;
     }
 
     async fn look(&self, key: &Key, record: &Record, idle: bool) -> (EndView, EndView) {

@@ -112,6 +112,12 @@ fn owner(p: &Pass<'_>, target: &Copy) -> Definition {
     if let Some(value) = p.record.spec.overrides.config.get(marks::AUTOSTART) {
         definition.config.insert(marks::AUTOSTART.to_owned(), value.clone());
     }
+    // where this takes off a NIC, the server overwrites it, and it is written again before the start
+    if let Some(value) = cloud_init_kept(p, p.record.spec.guard.target) {
+        definition
+            .config
+            .insert(marks::CLOUD_INIT_ID.to_owned(), value.to_owned());
+    }
     definition
 }
 
@@ -150,17 +156,24 @@ fn take_real_name(p: &mut Pass<'_>, target: &Copy) -> Option<Transition> {
     Some(p.ask(EffectKind::Name, End::Target, at, Request::Rename { name: real.name }))
 }
 
+/// The cloud-init id from before the move. Restricted projects refuse the key: the plan said so beforehand
+/// (CloudInitWouldRerun).
+fn cloud_init_kept<'a>(p: &'a Pass<'_>, guard: GuardKind) -> Option<&'a str> {
+    p.kept(marks::CLOUD_INIT_ID)
+        .flatten()
+        .filter(|_| guard != GuardKind::Name)
+}
+
 /// Every rename and every NIC guard gave the instance a new cloud-init id; cloud-init must not run again.
 pub(super) fn put_back_cloud_init(p: &mut Pass<'_>, copy: &Copy, end: End) -> Option<Transition> {
-    let kept = p.kept(marks::CLOUD_INIT_ID).flatten()?.to_owned();
     let i = &copy.fresh.instance;
     let guard = if end == End::Source {
         p.record.spec.guard.source
     } else {
         p.record.spec.guard.target
     };
-    // restricted projects refuse the key: the plan said so beforehand (CloudInitWouldRerun)
-    if guard == GuardKind::Name || i.may_run() || i.config.get(marks::CLOUD_INIT_ID) == Some(&kept) {
+    let kept = cloud_init_kept(p, guard)?.to_owned();
+    if i.may_run() || i.config.get(marks::CLOUD_INIT_ID) == Some(&kept) {
         return None;
     }
     if let Some(t) = p.retry_after_failure(EffectKind::CloudInit) {
