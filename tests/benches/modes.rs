@@ -92,6 +92,7 @@ async fn of_size(
             memory: 0,
         };
         for by_berth in common::turns(runs) {
+            common::on_disk().await;
             let seconds = if by_berth {
                 let (seconds, memory) = by_berth_itself(test, controller, &name, (&here.name, &there.name), mode).await;
                 row.memory = row.memory.max(memory);

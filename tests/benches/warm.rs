@@ -79,7 +79,7 @@ async fn side_by_side(test: &Test, (one, other): (&str, &str), pool: &str, size:
         steps: Steps::default(),
     };
     for by_berth in common::turns(runs) {
-        on_disk().await;
+        common::on_disk().await;
         dirty(here, &name, size).await;
         if by_berth {
             let warm = json!({"methods": ["Warm"], "target": {"pool": pool}});
@@ -125,12 +125,6 @@ async fn side_by_side(test: &Test, (one, other): (&str, &str), pool: &str, size:
 async fn inside(server: &Server, name: &str, script: &str) {
     let done = server.exec(name, &["sh", "-c", script]).await;
     done.unwrap_or_else(|error| panic!("{name}: {script}: {error}"));
-}
-
-/// Waits until all that was written is on the disk, which the two servers share.
-async fn on_disk() {
-    let done = tokio::process::Command::new("sync").status().await;
-    assert!(done.is_ok_and(|status| status.success()), "sync failed");
 }
 
 /// From now on the guest writes over 1 % of its files per minute; it ends with the guest's next stop.

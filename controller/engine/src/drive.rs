@@ -9,7 +9,7 @@ use berth_api::Step;
 use berth_api::moves::MoveEnd;
 use berth_core::marks;
 use berth_core::model::{Fresh, InstanceRef, Inventory, Snapshot};
-use berth_core::moves::{self, Copy, Effect, End, EndView, Look, Read, Request, Task, View, Wish};
+use berth_core::moves::{self, Copy, Effect, End, EndView, Look, Outcome, Read, Request, Task, View, Wish};
 use berth_core::records::{Record, RecordError, Records};
 use berth_core::server::{FailureKind, Operation, Server, ServerError};
 use futures::future::{join, try_join, try_join_all};
@@ -161,7 +161,7 @@ impl Driver {
         let task = self.tasks.task(key);
         let idle = task == Task::Idle;
         let outcome = self.tasks.outcome(key).filter(|_| idle);
-        let (source, target) = self.look(key, record, idle).await;
+        let (source, target) = self.look(key, record, outcome.as_ref(), idle).await;
         let answered = [&source, &target]
             .iter()
             .all(|e| matches!(e, EndView::Reachable { .. }));
@@ -276,7 +276,7 @@ impl Driver {
         self.tasks.seen(key);
     }
 
-    async fn look(&self, key: &Key, record: &Record, idle: bool) -> (EndView, EndView) {
+    async fn look(&self, key: &Key, record: &Record, outcome: Option<&Outcome>, idle: bool) -> (EndView, EndView) {
         if !idle {
             // nothing is decided from the servers while an effect is under way
             let unseen = EndView::Unreachable {
@@ -285,7 +285,7 @@ impl Driver {
             };
             return (unseen.clone(), unseen);
         }
-        let reads = moves::reads(record);
+        let reads = moves::reads(record, outcome);
         if moves::is_internal(record) {
             let both = self.look_at(key, record, End::Source, &reads).await;
             return (both.clone(), both);

@@ -84,6 +84,12 @@ pub fn turns(runs: usize) -> impl Iterator<Item = bool> {
     (0..runs).flat_map(|run| [run % 2 == 0, run % 2 != 0])
 }
 
+/// Waits until all that was written is on the disk, which the two servers share.
+pub async fn on_disk() {
+    let done = tokio::process::Command::new("sync").status().await;
+    assert!(done.is_ok_and(|status| status.success()), "sync failed");
+}
+
 /// Seconds, one per run.
 #[derive(Default)]
 pub struct Times(Vec<f64>);

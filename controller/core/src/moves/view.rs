@@ -222,8 +222,8 @@ pub fn target_places(record: &Record) -> Vec<InstanceRef> {
     places
 }
 
-/// The reads that the next step of `record` needs.
-pub fn reads(record: &Record) -> Vec<Read> {
+/// The reads that the next step of `record` needs, after `outcome`.
+pub fn reads(record: &Record, outcome: Option<&Outcome>) -> Vec<Read> {
     if kept::has_kept(record) {
         return reads_of_kept(record);
     }
@@ -255,7 +255,7 @@ pub fn reads(record: &Record) -> Vec<Read> {
     }
     if step == Step::Accepted || (step == Step::Marked && !warm && !kept::makes_room(record)) {
         // a stop that an earlier request asked for is waited for
-        let asked = record.status.stop_requested_at.is_some();
+        let asked = record.status.stop_requested_at.is_some() && outcome.is_none();
         reads.extend(asked.then_some(Read::Operations(End::Source)));
         return reads;
     }
@@ -271,7 +271,9 @@ pub fn reads(record: &Record) -> Vec<Read> {
     if step == Step::Started && has_backup {
         reads.push(Read::Operations(End::Source));
     }
-    if (begun && transfers) || step == Step::Undoing {
+    // whoever saw both ends of a transfer end knows that nothing is under way any more
+    let over = outcome.is_some_and(|o| o.effect == EffectKind::Transfer && o.result.is_ok());
+    if (begun && transfers && !over) || step == Step::Undoing {
         reads.push(Read::Operations(End::Target));
         reads.push(Read::Operations(End::Source));
     }
