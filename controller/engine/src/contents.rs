@@ -7,7 +7,6 @@ use berth_api::{Location, Reason, present};
 use berth_core::model::Contents;
 use berth_core::plan::{self, Decision, Desired, Located, Verdict};
 use berth_core::server::{FailureKind, Result};
-
 use futures::future::{join, join3, try_join};
 
 use crate::Key;

@@ -6,8 +6,6 @@ use std::time::Duration;
 use berth_api::moves::Progress;
 use berth_api::{GuardKind, InstanceMoveSpec, Method, MicroTime, Reason, Step, Transfer as Mode};
 
-use jiff::SignedDuration;
-
 use super::body::incoming_definition;
 use super::effect::{EffectKind, End, Request, Transfer, Wiring};
 use super::pass::{Pass, Transition};
@@ -23,7 +21,7 @@ const TARGET_PATIENCE: Duration = Duration::from_secs(10);
 /// How often an operation of somebody else on our copy is looked at.
 const POLL: Duration = Duration::from_secs(1);
 /// A source that is stopped and still locked for that long is given up.
-const LOCK_PATIENCE: SignedDuration = SignedDuration::from_secs(30);
+const LOCK_PATIENCE: Duration = Duration::from_secs(30);
 
 pub(super) fn accepted(p: &mut Pass<'_>) -> Transition {
     let view = p.view;
@@ -411,9 +409,9 @@ pub(super) fn is_link(message: &str) -> bool {
 
 /// A daemon shows a guest as stopped before it lets go of it: what is asked for meanwhile fails before anything is sent,
 /// says nothing against the way it was to be sent, and is asked for again.
-pub(super) fn still_locked(p: &mut Pass<'_>) -> Option<Transition> {
+fn still_locked(p: &mut Pass<'_>) -> Option<Transition> {
     let e = p.failed(EffectKind::Transfer)?;
-    if e.kind != FailureKind::Busy || p.in_step() >= LOCK_PATIENCE.unsigned_abs() {
+    if e.kind != FailureKind::Busy || p.in_step() >= LOCK_PATIENCE {
         return None;
     }
     p.note(Reason::Progressing, e.to_string(), None);
@@ -520,7 +518,7 @@ fn stop_lingers(p: &Pass<'_>, source: &Copy) -> Option<Transition> {
     let under_way = p.view.source.operation_on(&i.at);
     let asked = p.view.outcome.is_none() && under_way.is_some_and(|o| o.description.starts_with("Stopping"));
     let stopped = p.record.status.stopped_at.as_ref();
-    let soon = stopped.is_some_and(|t| p.now.duration_since(t.0) < LOCK_PATIENCE);
+    let soon = stopped.is_some_and(|t| p.since(t) < LOCK_PATIENCE);
     let shown = soon && i.may_run() && !was_started(p, i);
     (asked || shown).then(|| p.wait(POLL))
 }
