@@ -518,7 +518,7 @@ fn stop_lingers(p: &Pass<'_>, source: &Copy) -> Option<Transition> {
     let under_way = p.view.source.operation_on(&i.at);
     let asked = p.view.outcome.is_none() && under_way.is_some_and(|o| o.description.starts_with("Stopping"));
     let stopped = p.record.status.stopped_at.as_ref();
-    let soon = stopped.is_some_and(|t| p.since(t) < LOCK_PATIENCE);
+    let soon = stopped.is_some_and(|t| p.since(t).is_none_or(|d| d < LOCK_PATIENCE));
     let shown = soon && i.may_run() && !was_started(p, i);
     (asked || shown).then(|| p.wait(POLL))
 }

@@ -150,12 +150,12 @@ impl<'a> Pass<'a> {
     /// For how long the move has been in its step.
     pub fn in_step(&self) -> Duration {
         let entered = self.record.status.steps.last();
-        entered.map(|s| self.since(&s.at)).unwrap_or_default()
+        entered.and_then(|s| self.since(&s.at)).unwrap_or_default()
     }
 
-    /// The time since then; none, if a clock went back.
-    pub fn since(&self, then: &MicroTime) -> Duration {
-        self.now.duration_since(then.0).try_into().unwrap_or_default()
+    /// The time since then; `None`: a clock went back.
+    pub fn since(&self, then: &MicroTime) -> Option<Duration> {
+        self.now.duration_since(then.0).try_into().ok()
     }
 
     /// Enters `step`.
@@ -272,7 +272,7 @@ impl<'a> Pass<'a> {
 
     /// After a failure nothing is asked for anew before that time has passed, whatever wakes the move meanwhile.
     pub fn pause(&self, after: Duration) -> Option<Transition> {
-        let since = self.since(self.record.status.last_error.as_ref()?.at.as_ref()?);
+        let since = self.since(self.record.status.last_error.as_ref()?.at.as_ref()?)?;
         let waits = self.view.outcome.is_none() && since < after;
         waits.then(|| self.wait(after.saturating_sub(since)))
     }

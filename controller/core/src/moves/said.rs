@@ -36,7 +36,7 @@ pub(crate) fn noted(
     now: Timestamp,
 ) -> MoveError {
     let (attempts, before) = last.map_or((0, None), |e| (e.attempts, e.at.clone()));
-    let again = before.filter(|t| now.duration_since(t.0) < SAME_ATTEMPT && attempts > 0);
+    let again = before.filter(|t| now.duration_since(t.0).abs() < SAME_ATTEMPT && attempts > 0);
     MoveError {
         reason: reason.as_str().to_owned(),
         message: one_line(message),
