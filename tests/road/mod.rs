@@ -28,8 +28,6 @@ pub enum Call {
     Name,
     /// The copy becomes the owner and loses its guard.
     Own,
-    /// The cloud-init id is put back.
-    CloudInit,
     /// The owner is started.
     Start,
     /// The former source is marked as retired.
@@ -50,7 +48,7 @@ pub enum Call {
 
 impl Call {
     /// All that change something.
-    pub const WRITES: [Call; 13] = [
+    pub const WRITES: [Call; 12] = [
         Call::Mark,
         Call::Stop,
         Call::Guard,
@@ -58,7 +56,6 @@ impl Call {
         Call::Create,
         Call::Name,
         Call::Own,
-        Call::CloudInit,
         Call::Start,
         Call::Retire,
         Call::Rename,
@@ -90,7 +87,6 @@ impl Call {
             ("PATCH", _) if config("user.berth.role") == Some("source") => Some(Call::Mark),
             ("PATCH", _) if config("user.berth.role") == Some("retired") => Some(Call::Retire),
             ("PATCH", _) if config("user.berth.move") == Some("") => Some(Call::Unmark),
-            ("PATCH", _) if config("volatile.cloud-init.instance-id").is_some() => Some(Call::CloudInit),
             ("PATCH", _) if body["devices"].get("berth-guard").is_some() => Some(Call::Guard),
             _ => None,
         }
@@ -99,7 +95,7 @@ impl Call {
     /// Whether it goes to the server where the instance shall be.
     pub fn is_for_target(self) -> bool {
         match self {
-            Call::Create | Call::Name | Call::Own | Call::CloudInit | Call::Start | Call::Unmark => true,
+            Call::Create | Call::Name | Call::Own | Call::Start | Call::Unmark => true,
             Call::Refresh | Call::RemoveSnapshot => true,
             Call::Snapshot => false,
             Call::Mark | Call::Stop | Call::Guard | Call::Offer | Call::Retire | Call::Rename | Call::Delete => false,
@@ -116,7 +112,6 @@ impl Call {
             Call::Create => "the copy",
             Call::Name => "the name",
             Call::Own => "the change of owner",
-            Call::CloudInit => "the cloud-init id",
             Call::Start => "the start",
             Call::Retire => "the retirement",
             Call::Rename => "the rename",
