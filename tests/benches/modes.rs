@@ -92,7 +92,6 @@ async fn of_size(
             memory: 0,
         };
         for by_berth in common::turns(runs) {
-            common::on_disk().await;
             let seconds = if by_berth {
                 let (seconds, memory) = by_berth_itself(test, controller, &name, (&here.name, &there.name), mode).await;
                 row.memory = row.memory.max(memory);
@@ -132,6 +131,7 @@ async fn by_berth_itself(
             seen.fetch_max(resident(pid), Ordering::Relaxed);
         }
     });
+    common::on_disk().await;
     let begun = Instant::now();
     common::move_by_berth(test, name, json!({"server": to})).await;
     let seconds = begun.elapsed().as_secs_f64();
@@ -164,6 +164,7 @@ async fn by_hand(test: &Test, name: &str, from: &Server, to: &Server, mode: &str
         ],
         _ => vec![vec!["move", &source, &target, &flag, "-q"]],
     };
+    common::on_disk().await;
     let begun = Instant::now();
     let all = [vec![vec!["stop", &source]], way, vec![vec!["start", &target]]].concat();
     for args in all {

@@ -131,8 +131,7 @@ impl Engine {
     ) -> Result<Option<Adaptation>, ServerError> {
         let at = located.at();
         let server = follower.server();
-        let fresh = server.instance(at).await?;
-        follower.learn(at, fresh.clone());
+        let fresh = follower.read(at).await?;
         let Some(fresh) = fresh.filter(|f| f.instance.uuid() == located.instance.uuid()) else {
             return Ok(None);
         };
@@ -145,8 +144,7 @@ impl Engine {
         let mut definition = Definition::from(&fresh.instance);
         change.apply(&mut definition);
         server.put(at, &definition, &fresh.etag).await?;
-        let fresh = server.instance(at).await?;
-        follower.learn(at, fresh);
+        follower.read(at).await?;
         Ok(Some(*change))
     }
 }

@@ -15,7 +15,7 @@ use berth_core::plan::World;
 use berth_core::records::RecordError;
 use futures::future::join;
 use jiff::Timestamp;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use crate::book::{Copying, Route};
 use crate::drive::{learn, random, read_all};
@@ -392,10 +392,11 @@ impl Engine {
             Ok(reached) => reached,
             Err(Silent { since, message }) => return unreachable(since, message),
         };
+        let began = Instant::now();
         match read_all(reached.follower.server().as_ref(), end, reads).await {
             Ok((copies, operations)) => {
                 lock(&self.copies().silent).remove(&(key.clone(), end));
-                learn(&reached, end, reads, &copies);
+                learn(&reached, end, reads, &copies, began);
                 EndView::Reachable {
                     facts: reached.facts,
                     copies,

@@ -16,7 +16,7 @@ use futures::future::{join, try_join, try_join_all};
 use jiff::Timestamp;
 use rand::Rng;
 use tokio::sync::Notify;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use crate::registry::{Reached, Registry, Silent};
 use crate::tasks::{Pair, Tasks};
@@ -109,8 +109,9 @@ impl Driver {
         orders: &Orders<'_>,
         is_over: fn(&Record) -> bool,
     ) -> Result<Driven, RecordError> {
+        let mut ahead = None;
         loop {
-            let (look, began) = match Box::pin(self.pass(key, &mut record, orders)).await {
+            let (look, began) = match Box::pin(self.pass(key, &mut record, &mut ahead, orders)).await {
                 Ok(done) => done,
                 // somebody else wrote: what they wrote counts
                 Err(RecordError::Conflict(_)) => {
@@ -155,13 +156,23 @@ impl Driver {
         }
     }
 
-    /// One look, one step, one write, one effect. Says when to look again, and whether an effect was begun.
-    async fn pass(&self, key: &Key, record: &mut Record, orders: &Orders<'_>) -> Result<(Look, bool), RecordError> {
+    /// One look, one step, one write, one effect. Says when to look again, and whether an effect was begun. If the next
+    /// pass follows at once, its look is made `ahead`, while the record is written.
+    async fn pass(
+        &self,
+        key: &Key,
+        record: &mut Record,
+        ahead: &mut Option<(EndView, EndView)>,
+        orders: &Orders<'_>,
+    ) -> Result<(Look, bool), RecordError> {
         self.tasks.drop_foreign(key, record.status.names.as_ref());
         let task = self.tasks.task(key);
         let idle = task == Task::Idle;
         let outcome = self.tasks.outcome(key).filter(|_| idle);
-        let (source, target) = self.look(key, record, outcome.as_ref(), idle).await;
+        let (source, target) = match ahead.take() {
+            Some(seen) => seen,
+            None => self.look(key, record, outcome.as_ref(), idle).await,
+        };
         let answered = [&source, &target]
             .iter()
             .all(|e| matches!(e, EndView::Reachable { .. }));
@@ -187,8 +198,21 @@ impl Driver {
             if !self.env.may_act() {
                 return Ok((Look::After(RETRY), false));
             }
-            *record = self.records.swap(&transition.record).await?;
-            (orders.written)(record);
+            let next = &transition.record;
+            let write = async {
+                let stored = self.records.swap(next).await?;
+                (orders.written)(&stored);
+                Ok(stored)
+            };
+            let at_once = transition.effect.is_none() && transition.look == Look::Now;
+            *record = if at_once && idle && !next.finished() {
+                let (stored, seen) = join(write, self.look(key, next, None, idle)).await;
+                let stored = stored?;
+                *ahead = Some(seen);
+                stored
+            } else {
+                write.await?
+            };
         }
         // an outcome that the step could not use, because it waits for an end, is shown again
         if view.outcome.is_some() && (changed || transition.effect.is_some() || answered) {
@@ -310,11 +334,11 @@ impl Driver {
         let mut reads = reads.to_vec();
         reads.extend(leftovers(record, &reached.instances, &reads));
         let reads = reads.as_slice();
-        let read = read_all(server.as_ref(), end, reads);
+        let (began, read) = (Instant::now(), read_all(server.as_ref(), end, reads));
         match try_join(read, confirmed(server.as_ref(), record, suspected)).await {
             Ok(((copies, operations), strays)) => {
                 lock(&self.silent).remove(&(key.clone(), end));
-                learn(&reached, end, reads, &copies);
+                learn(&reached, end, reads, &copies, began);
                 EndView::Reachable {
                     facts: reached.facts,
                     copies,
@@ -361,8 +385,8 @@ fn driven(record: Record, after: Duration) -> Driven {
     }
 }
 
-/// What was read for a move is known to everybody else, too.
-pub(crate) fn learn(reached: &Reached, end: End, reads: &[Read], copies: &[Copy]) {
+/// What was read for a move since `began` is known to everybody else, too.
+pub(crate) fn learn(reached: &Reached, end: End, reads: &[Read], copies: &[Copy], began: Instant) {
     for read in reads {
         match read {
             Read::Instance { end: e, at, .. } if *e == end => {
@@ -370,7 +394,7 @@ pub(crate) fn learn(reached: &Reached, end: End, reads: &[Read], copies: &[Copy]
                     .iter()
                     .find(|c| c.fresh.instance.at == *at)
                     .map(|c| c.fresh.clone());
-                reached.follower.learn(at, fresh);
+                reached.follower.learn(at, fresh, began);
             }
             Read::Instance { .. } | Read::Operations(_) => {}
         }

@@ -160,8 +160,7 @@ impl Engine {
         let server = Key::new(&desired.namespace, &located.server);
         let gone = || ServerError::new(FailureKind::Unreachable, &attempted, "its InstanceServer is gone");
         let follower = self.registry().follower(&server).ok_or_else(gone)?;
-        let fresh = follower.server().instance(at).await?;
-        follower.learn(at, fresh.clone());
+        let fresh = follower.read(at).await?;
         let Some(fresh) = fresh.filter(|f| f.instance.uuid() == located.instance.uuid()) else {
             return Ok(true);
         };
@@ -174,8 +173,7 @@ impl Engine {
             .server()
             .put(at, &plan::repaired(&fresh.instance), &fresh.etag)
             .await?;
-        let fresh = follower.server().instance(at).await?;
-        follower.learn(at, fresh);
+        follower.read(at).await?;
         Ok(true)
     }
 

@@ -16,6 +16,7 @@ use jiff::Timestamp;
 use tokio::sync::{Notify, broadcast, watch};
 use tokio::time::{Instant, sleep, sleep_until};
 
+use crate::dirty::Dirty;
 use crate::primaries::Primaries;
 use crate::{Change, Changes, Clock, Key, lock};
 
@@ -92,6 +93,7 @@ pub(crate) struct Inner {
     /// The follower of the same server that this one leaves the work to.
     follows: Mutex<Weak<Inner>>,
     stops: Mutex<HashMap<InstanceRef, Stop>>,
+    dirty: Dirty,
     /// Ends a session or a pause: everything is looked at again.
     restart: Notify,
     operations: broadcast::Sender<OperationEvent>,
@@ -124,6 +126,7 @@ impl Follower {
             }),
             follows: Mutex::new(Weak::new()),
             stops: Mutex::default(),
+            dirty: Dirty::default(),
             restart: Notify::new(),
             operations: broadcast::channel(256).0,
         });
@@ -171,9 +174,19 @@ impl Follower {
         self.inner.working().operations.subscribe()
     }
 
-    /// Takes over what somebody else has just read of the server.
-    pub(crate) fn learn(&self, at: &InstanceRef, fresh: Option<Fresh>) {
-        self.inner.working().read(at, fresh);
+    /// Reads an instance for whoever acts on it; what is found is known to everybody.
+    pub(crate) async fn read(&self, at: &InstanceRef) -> Result<Option<Fresh>, ServerError> {
+        let began = Instant::now();
+        let fresh = self.server().instance(at).await?;
+        self.learn(at, fresh.clone(), began);
+        Ok(fresh)
+    }
+
+    /// Takes over what somebody else has read of the server since `began`: events from before that need no other read.
+    pub(crate) fn learn(&self, at: &InstanceRef, fresh: Option<Fresh>, began: Instant) {
+        let inner = self.inner.working();
+        inner.dirty.read(at, began);
+        inner.read(at, fresh);
     }
 
     /// Who asked for the last stop of an instance that is still stopped, if the server told.
@@ -322,12 +335,8 @@ impl Inner {
         let mut stops = lock(&self.stops);
         match (action, requestor) {
             ("instance-stopped" | "instance-shutdown", Some(who)) => {
-                let at_time = (self.clock)();
-                let stop = Stop {
-                    requestor: who,
-                    at: at_time,
-                };
-                stops.insert(at.clone(), stop);
+                let (requestor, told) = (who, (self.clock)());
+                stops.insert(at.clone(), Stop { requestor, at: told });
             }
             ("instance-stopped" | "instance-shutdown" | "instance-started" | "instance-deleted", _) => {
                 stops.remove(at);
@@ -424,8 +433,6 @@ struct Session<'a> {
     inner: &'a Arc<Inner>,
     server: Arc<dyn Server>,
     identity: Option<String>,
-    /// Instances to read.
-    dirty: BTreeSet<InstanceRef>,
     /// Instances being read; `true`: changed again meanwhile.
     reading: BTreeMap<InstanceRef, bool>,
     reads: FuturesUnordered<BoxFuture<'static, Read>>,
@@ -446,11 +453,11 @@ impl Session<'_> {
             Ok(events) => events,
             Err(error) => return End::Failed(error),
         };
+        inner.dirty.clear();
         let session = Session {
             inner,
             server,
             identity,
-            dirty: BTreeSet::new(),
             reading: BTreeMap::new(),
             reads: FuturesUnordered::new(),
             look: None,
@@ -463,7 +470,7 @@ impl Session<'_> {
     async fn follow(mut self, mut events: BoxStream<'static, ServerEvent>) -> End {
         loop {
             self.begin();
-            let looking = self.look.is_some();
+            let (looking, due) = (self.look.is_some(), self.due());
             tokio::select! {
                 biased;
                 () = self.inner.restart.notified() => return End::Restart,
@@ -485,16 +492,24 @@ impl Session<'_> {
                         Err(error) => return End::Failed(error),
                     }
                 }
-                () = sleep_until(self.next_look), if !looking => {}
+                () = sleep_until(due), if !looking => {}
             }
         }
     }
 
+    /// When something is due that no event begins.
+    fn due(&self) -> Instant {
+        let read = self.inner.dirty.due().filter(|_| self.reads.len() < READS);
+        read.map_or(self.next_look, |read| read.min(self.next_look))
+    }
+
     /// Starts what is due: a look at everything, or reads of single instances.
     fn begin(&mut self) {
-        if self.look.is_none() && (Instant::now() >= self.next_look || self.dirty.len() > READ_MAX) {
+        let now = Instant::now();
+        let dirty = &self.inner.dirty;
+        if self.look.is_none() && (now >= self.next_look || dirty.count() > READ_MAX) {
             self.since_look.clear();
-            self.dirty.clear();
+            dirty.clear();
             let server = self.server.clone();
             self.look = Some(
                 async move {
@@ -508,7 +523,7 @@ impl Session<'_> {
             return;
         }
         while self.reads.len() < READS {
-            let Some(at) = self.dirty.pop_first() else { return };
+            let Some(at) = dirty.take(now) else { return };
             let server = self.server.clone();
             self.reading.insert(at.clone(), false);
             self.reads.push(
@@ -531,9 +546,7 @@ impl Session<'_> {
                 self.since_look.insert(at.clone());
                 match self.reading.get_mut(&at) {
                     Some(again) => *again = true,
-                    None => {
-                        self.dirty.insert(at);
-                    }
+                    None => self.inner.dirty.name(at, Instant::now()),
                 }
             }
             // whether anybody listens does not matter
@@ -544,7 +557,7 @@ impl Session<'_> {
 
     fn took_read(&mut self, (at, fresh): Read) -> Result<(), ServerError> {
         if self.reading.remove(&at) == Some(true) {
-            self.dirty.insert(at.clone());
+            self.inner.dirty.name(at.clone(), Instant::now());
         }
         match fresh {
             Ok(fresh) => self.inner.read(&at, fresh),
@@ -566,7 +579,9 @@ impl Session<'_> {
             return Some(primary);
         }
         // the list may be older than what events told while it was under way
-        self.dirty.append(&mut self.since_look);
+        for at in std::mem::take(&mut self.since_look) {
+            self.inner.dirty.name(at, Instant::now());
+        }
         let interval = Duration::from_millis(self.inner.interval.load(Ordering::Relaxed));
         self.next_look = Instant::now() + jittered(interval);
         None

@@ -32,6 +32,7 @@ mod backup;
 mod book;
 mod contents;
 mod copies;
+mod dirty;
 pub mod drive;
 mod engine;
 mod freeze;

@@ -122,8 +122,7 @@ impl PowerChanges {
     ) -> Result<Option<Standing>, ServerError> {
         let at = wanted.located.at();
         let server = follower.server();
-        let fresh = server.instance(at).await?;
-        follower.learn(at, fresh.clone());
+        let fresh = follower.read(at).await?;
         let Some(instance) = fresh.map(|f| f.instance) else {
             return Ok(Some(Standing::Done { changed: false }));
         };

@@ -89,8 +89,7 @@ impl Engine {
         record: &Record,
     ) -> Result<(), ServerError> {
         let server = follower.server();
-        let fresh = server.instance(&seen.at).await?;
-        follower.learn(&seen.at, fresh.clone());
+        let fresh = follower.read(&seen.at).await?;
         let still = fresh.is_some_and(|f| {
             let i = &f.instance;
             marks::move_id(i) == Some(record.name.as_str())

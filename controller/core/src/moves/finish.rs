@@ -68,6 +68,11 @@ pub(super) fn committed(p: &mut Pass<'_>) -> Transition {
         return p.ask(EffectKind::Start, End::Target, &i.at, request);
     }
     started_now(p);
+    if !kept::keeps(&p.record) {
+        // recorded with this step: its rename then needs no other write
+        let name = p.record.spec.from.name.clone();
+        p.retired_name(&name);
+    }
     // the source was not read for this step: it must not keep the instance from starting if its server is away
     p.go_on()
 }
