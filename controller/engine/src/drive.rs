@@ -87,7 +87,7 @@ impl Driver {
         if !self.env.may_act() {
             return Ok(driven(record, RETRY));
         }
-        let record = self.hold(&key, record).await?;
+        let record = self.hold(record).await?;
         // boxed, as all that follows: a pass within passes is more than a thread's stack takes
         Box::pin(self.carry_on(&key, record, orders, Record::finished)).await
     }
@@ -258,8 +258,9 @@ impl Driver {
     }
 
     /// Keeps everything the move needs from vanishing, once per process; that changes the record's version.
-    async fn hold(&self, key: &Key, record: Record) -> Result<Record, RecordError> {
-        if lock(&self.held).contains(key) {
+    pub(crate) async fn hold(&self, record: Record) -> Result<Record, RecordError> {
+        let key = Key::new(&record.namespace, &record.name);
+        if lock(&self.held).contains(&key) {
             return Ok(record);
         }
         self.records.hold(&record).await?;

@@ -299,9 +299,12 @@ impl Engine {
             }
             if let Decision::Move(spec) = &verdict.decision {
                 if let Some(record) = self.create(&desired, spec).await? {
+                    // first, since what is told is written too, and the move need not wait for that
+                    let held = self.driver.hold(record.clone()).await;
                     report.happened(happenings::begun(&record));
                     let located = verdict.located.as_ref();
                     report.status(&status::moving(&desired, &record, located, self.env.now()));
+                    self.book.put(held?);
                     continue;
                 }
                 look_again = Some(Duration::from_secs(1));
