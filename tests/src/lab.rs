@@ -291,6 +291,15 @@ impl Lab {
         futures::future::join_all(work).await;
     }
 
+    /// Copies what the daemons wrote into a folder, for whoever looks at a test that failed.
+    pub(crate) fn copy_logs(&self, to: &Path) {
+        for server in &self.servers {
+            let log = format!("{}.log", server.name);
+            // a server that never ran wrote nothing
+            let _ = std::fs::copy(self.dir.join(&log), to.join(&log));
+        }
+    }
+
     /// This machine's address in the servers' network.
     pub fn address(&self) -> String {
         format!("10.213.{}.1", self.id)

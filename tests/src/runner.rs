@@ -428,6 +428,9 @@ impl Test {
             kube.delete_applications(&self.namespace()).await;
         }
         if let Some(lab) = self.inner.lab {
+            if failed {
+                lab.copy_logs(self.dir());
+            }
             lab.delete_instances_of(&self.inner.id).await;
         }
         if let Some(kube) = self.inner.kube {
