@@ -194,7 +194,7 @@ fn report(rows: &[Row], runs: usize) -> String {
          A container with that much random data, moved between two Incus servers on one machine, {runs} times by Berth and {runs} times by\n\
          hand in turns, three times as often up to {SMALL} MiB: `incus stop; incus move --mode=MODE; incus start`, and for Backup\n\
          `incus stop; incus export; incus import; incus delete; incus start`. Median [smallest-largest] of the whole, in seconds.\n\
-         Memory is the most that the controller took more than before, in MiB.\n\n\
+         Memory is the most that the controller took more than before, in MiB. The clock starts when all is on the disk.\n\n\
          | data, pool | transfer | by hand | by Berth | ratio | memory |\n\
          |---|---|---|---|---|---|\n"
     );
@@ -203,7 +203,9 @@ fn report(rows: &[Row], runs: usize) -> String {
     }
     let _ = writeln!(
         text,
-        "\nTargets: ratio at most {TIME}, memory of a relay at most {MEMORY} MiB."
+        "\nTargets: ratio at most {TIME}, memory of a relay at most {MEMORY} MiB. What Berth does and a hand does not (marks, the\n\
+         guard, the look at what arrived, durable records) takes 0.1 to 0.15 s, whatever the size; of a move that takes 1.6 s\n\
+         in all that is more than a twentieth."
     );
     text
 }
