@@ -369,7 +369,12 @@ async fn an_evacuated_instance_is_left_alone_until_its_member_is_restored(test: 
         |object| reason(object) == "True/InPlace" && object["status"]["location"]["member"] == other,
     )
     .await;
-    assert_eq!(outcomes(&test, &name).await, ["Succeeded"]);
+    // Incus says that a member is back before it has started what it brings back there (v6.0.4
+    // api_cluster_evacuation.go): a move that was planned in between is given up, since it is to run on
+    let outcomes = outcomes(&test, &name).await;
+    let (last, before_it) = outcomes.split_last().unwrap_or_else(|| panic!("it was moved"));
+    assert_eq!(last, "Succeeded");
+    assert!(before_it.iter().all(|o| o == "Undone"), "{outcomes:?}");
     // evacuation, restore and the move: four boots
     intact(&test, &before, "m1", 4..=4).await;
 }

@@ -5,11 +5,11 @@
 mod given_up;
 #[path = "engine/kept.rs"]
 mod kept;
+#[path = "engine/stops.rs"]
+mod stops;
 #[path = "engine/town.rs"]
 mod town;
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use berth_api::Method;
@@ -494,36 +494,6 @@ fn a_store_that_does_not_answer_for_a_while_delays_a_move_and_changes_nothing_el
                 1,
                 "{nth}"
             );
-        });
-    }
-}
-
-/// *Seen* on Incus 6.0.4 when a stop is asked for twice: a guest is shown as stopped, then as running, and is not sent.
-#[test]
-fn what_a_stop_leaves_is_waited_for_and_the_instance_is_not_started_where_it_was() {
-    for (product, verb, nth) in [
-        (Product::Incus, "patch", 1),
-        (Product::Incus, "offer", 0),
-        (Product::Lxd, "offer", 0),
-    ] {
-        run(async {
-            let town = Town::new(product, &["a", "b"]);
-            town.add("a", "web-1");
-            let (asked, offers) = (AtomicUsize::new(0), Arc::new(AtomicUsize::new(0)));
-            let counted = offers.clone();
-            town.world.set_hook(move |world, w| {
-                let this = w.write.verb();
-                counted.fetch_add(usize::from(this == "offer"), Ordering::SeqCst);
-                if this == verb && asked.fetch_add(1, Ordering::SeqCst) == nth {
-                    world.clear_away("a", &at("web-1"), Duration::from_secs(3));
-                }
-                None
-            });
-            town.place("web-1", "b", |s| s.methods = vec![Method::Cold]);
-            town.until_placed("web-1", "b").await;
-            let outcomes: Vec<_> = town.status("web-1").moves.into_iter().map(|m| m.outcome).collect();
-            assert_eq!(outcomes, ["Succeeded"], "{product:?} {verb}");
-            assert!(offers.load(Ordering::SeqCst) <= 5, "{product:?} {verb}: once a second");
         });
     }
 }

@@ -138,16 +138,27 @@ pub(super) fn stop_source(p: &mut Pass<'_>, source: &Copy) -> Transition {
             None,
         );
     }
+    let asked = p.record.status.stop_requested_at.as_ref();
+    if asked.is_none() && p.record.status.ran_before == Some(false) {
+        // as Incus does after `cluster restore`, some time after it says that the member is back: what runs is to run on
+        let message = format!("{at} was started after this move had been planned");
+        return p.undo(Reason::ForeignOperation, message, None);
+    }
+    let early = asked.is_some_and(|t| p.since(t).is_none_or(|d| d + POLL < rules.timeout));
     let request = match p.failed(EffectKind::Stop) {
         Some(e) if e.kind == FailureKind::Unreachable => return p.wait(POLL),
-        // no answer is not a guest that does not stop
-        Some(e) if e.kind == FailureKind::Unknown && p.attempts() < 5 => {
+        // neither no answer nor a server that gives up at once is a guest that does not stop: LXD 5.0 says so of one that
+        // has heard its signal, and stops
+        Some(e) if (e.kind == FailureKind::Unknown || early) && p.attempts() < 5 => {
             p.note(Reason::MoveFailed, e.to_string(), None);
             return p.wait(POLL);
         }
         Some(_) if rules.force => Request::ForceStop,
         Some(e) => {
-            let message = format!("{at} did not stop within {} s: {}", rules.timeout.as_secs(), e.message);
+            let message = match early {
+                true => format!("{at} cannot be stopped: {}", e.message),
+                false => format!("{at} did not stop within {} s: {}", rules.timeout.as_secs(), e.message),
+            };
             return p.undo(
                 Reason::StopPending,
                 message,
