@@ -172,5 +172,6 @@ fn wish(record: &Record, _: Timestamp) -> Wish {
         timeout: record.spec.stop.timeout.as_std(),
         force: record.spec.stop.force,
         max_downtime: None,
+        preserves_power: false,
     })
 }

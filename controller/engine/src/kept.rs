@@ -93,6 +93,7 @@ impl Engine {
                 timeout: Duration::ZERO,
                 force: false,
                 max_downtime: None,
+                preserves_power: false,
             })
         };
         let orders = Orders {

@@ -139,7 +139,8 @@ pub(super) fn stop_source(p: &mut Pass<'_>, source: &Copy) -> Transition {
         );
     }
     let asked = p.record.status.stop_requested_at.as_ref();
-    if asked.is_none() && p.record.status.ran_before == Some(false) {
+    let stays_down = p.record.spec.power_after == berth_api::Power::Stopped;
+    if asked.is_none() && rules.preserves_power && stays_down {
         // as Incus does after `cluster restore`, some time after it says that the member is back: what runs is to run on
         let message = format!("{at} was started after this move had been planned");
         return p.undo(Reason::ForeignOperation, message, None);

@@ -166,6 +166,8 @@ pub struct StopRules {
     pub force: bool,
     /// How long it may be expected not to run.
     pub max_downtime: Option<Duration>,
+    /// Whether it is to run afterwards if it runs now.
+    pub preserves_power: bool,
 }
 
 /// One read that a step needs.

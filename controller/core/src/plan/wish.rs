@@ -1,7 +1,7 @@
 //! What a placement wants of a move that runs: go on, or be undone if it is not committed yet (design "rules", Before
 //! and after COMMIT).
 
-use berth_api::placement::Mode;
+use berth_api::placement::{Mode, PowerState};
 use berth_api::{Reason, Step, Transfer, TransferMode, present};
 use jiff::{SignedDuration, Timestamp};
 
@@ -46,6 +46,7 @@ pub fn wish(record: &Record, desired: Option<&Desired>, now: Timestamp) -> Wish 
         timeout: stop.timeout.as_std(),
         force: stop.force,
         max_downtime: desired.spec.max_downtime.map(|d| d.as_std()),
+        preserves_power: desired.spec.power_state == PowerState::Preserve,
     })
 }
 
