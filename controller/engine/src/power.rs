@@ -21,8 +21,8 @@ use crate::{Env, Key, lock};
 
 /// First and longest wait after a failure.
 const PAUSE: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(300));
-/// So much earlier than it was told to a server may say that the time is over.
-const SECOND: Duration = Duration::from_secs(1);
+/// So often a guest is asked again that its server did not give its time.
+const ASKED: u32 = 5;
 /// A stop of ours that is told later than that after a move was no late request of the move.
 const LATE: SignedDuration = SignedDuration::from_mins(15);
 
@@ -37,8 +37,6 @@ struct Tried {
     failures: u32,
     not_before: Option<Timestamp>,
     last_error: Option<String>,
-    /// When the guest was first asked to stop.
-    asked_at: Option<Timestamp>,
     /// The guest did not stop in time and may be stopped by force.
     by_force: bool,
 }
@@ -99,22 +97,18 @@ impl PowerChanges {
             if let Some(outcome) = driver.tasks().outcome(&key) {
                 driver.tasks().seen(&key);
                 changed |= outcome.result.is_ok();
-                self.note(env, placement, wanted, outcome.result.err());
+                let early = matches!(wanted.action, PowerAction::Stop { timeout } if outcome.ended_early(timeout));
+                self.note(env, placement, wanted, outcome.result.err(), early);
             }
             let tried = lock(&self.tried).get(placement).cloned().unwrap_or_default();
             if let (Some(again), Some(message)) = (tried.not_before.filter(|t| env.now() < *t), tried.last_error) {
                 return Standing::Failed { message, again };
             }
-            if let PowerAction::Stop { .. } = wanted.action {
-                let mut tried = lock(&self.tried);
-                let entry = tried.entry(placement.clone()).or_default();
-                entry.asked_at.get_or_insert_with(|| env.now());
-            }
             match self.begin(env, driver, &key, follower, wanted, tried.by_force).await {
                 Ok(None) => {}
                 Ok(Some(Standing::Done { .. })) => return Standing::Done { changed },
                 Ok(Some(standing)) => return standing,
-                Err(error) => self.note(env, placement, wanted, Some(error)),
+                Err(error) => self.note(env, placement, wanted, Some(error), true),
             }
         }
     }
@@ -160,21 +154,16 @@ impl PowerChanges {
         Ok(None)
     }
 
-    fn note(&self, env: &Env, placement: &Key, wanted: &Wanted<'_>, error: Option<ServerError>) {
+    /// `early`: before the guest had its time.
+    fn note(&self, env: &Env, placement: &Key, wanted: &Wanted<'_>, error: Option<ServerError>, early: bool) {
         let mut tried = lock(&self.tried);
         let Some(error) = error else {
             tried.remove(placement);
             return;
         };
         let entry = tried.entry(placement.clone()).or_default();
-        // a server that gives up before the time is over has not shown that the guest does not stop
-        let had_its_time = match wanted.action {
-            PowerAction::Stop { timeout } => {
-                let since = entry.asked_at.map(|t| Duration::try_from(env.now().duration_since(t)));
-                since.is_some_and(|d| d.is_ok_and(|d| d + SECOND >= timeout))
-            }
-            PowerAction::Start { .. } | PowerAction::ForceStop | PowerAction::Unfreeze => false,
-        };
+        let graceful = matches!(wanted.action, PowerAction::Stop { .. });
+        let had_its_time = graceful && (!early || entry.failures >= ASKED);
         if had_its_time && wanted.force && !entry.by_force && error.kind != FailureKind::Unreachable {
             entry.by_force = true;
             return;

@@ -138,18 +138,16 @@ pub(super) fn stop_source(p: &mut Pass<'_>, source: &Copy) -> Transition {
             None,
         );
     }
-    let asked = p.record.status.stop_requested_at.as_ref();
     let stays_down = p.record.spec.power_after == berth_api::Power::Stopped;
-    if asked.is_none() && rules.preserves_power && stays_down {
+    if p.record.status.stop_requested_at.is_none() && rules.preserves_power && stays_down {
         // as Incus does after `cluster restore`, some time after it says that the member is back: what runs is to run on
         let message = format!("{at} was started after this move had been planned");
         return p.undo(Reason::ForeignOperation, message, None);
     }
-    let early = asked.is_some_and(|t| p.since(t).is_none_or(|d| d + POLL < rules.timeout));
+    let early = p.view.outcome.as_ref().is_some_and(|o| o.ended_early(rules.timeout));
     let request = match p.failed(EffectKind::Stop) {
         Some(e) if e.kind == FailureKind::Unreachable => return p.wait(POLL),
-        // neither no answer nor a server that gives up at once is a guest that does not stop: LXD 5.0 says so of one that
-        // has heard its signal, and stops
+        // neither no answer nor a server that gives up at once is a guest that does not stop
         Some(e) if (e.kind == FailureKind::Unknown || early) && p.attempts() < 5 => {
             p.note(Reason::MoveFailed, e.to_string(), None);
             return p.wait(POLL);

@@ -143,6 +143,14 @@ pub struct Spent {
     pub frozen: Duration,
 }
 
+impl Outcome {
+    /// Whether a stop ended before the guest had its time, give or take a second: LXD 5.0 says at once that a guest does
+    /// not stop which has heard its signal, and stops.
+    pub fn ended_early(&self, timeout: Duration) -> bool {
+        self.spent.time + Duration::from_secs(1) < timeout
+    }
+}
+
 /// What the placement wants of a move that runs.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Wish {
