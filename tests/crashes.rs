@@ -4,7 +4,7 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use berth_tests::{ControllerOptions, Needs, Placement, SOON, Server, Suite, Test, wait_for, wait_until};
+use berth_tests::{ControllerOptions, Needs, NewInstance, Placement, SOON, Server, Suite, Test, wait_for, wait_until};
 use serde_json::json;
 
 use road::{Call, Road, Subject, Watch, intact, known, subject, with_data};
@@ -57,7 +57,7 @@ fn main() -> ExitCode {
 /// There with the request never delivered, and back with the request delivered after its sender's death.
 async fn killed(test: Test, call: Call, one: &'static str, other: &'static str) {
     let road = Road::between(&test, one, other).await;
-    let web = subject(&test, one, "web", &with_data("default")).await;
+    let web = subject(&test, one, "web", &asking_for(call)).await;
     let watch = Watch::begin(&road, std::slice::from_ref(&web));
     for (from, to, delivered, boots) in [(one, other, false, 2), (other, one, true, 3)] {
         let first = test.controller().await;
@@ -128,10 +128,19 @@ async fn paused(test: Test, from: &'static str, to: &'static str) {
 /// One instance per writing request.
 async fn subjects(test: &Test, on: &str) -> Vec<Subject> {
     let mut subjects = Vec::new();
-    for number in 0..Call::WRITES.len() {
-        subjects.push(subject(test, on, &format!("n{number:02}"), &with_data("default")).await);
+    for (number, call) in Call::WRITES.into_iter().enumerate() {
+        subjects.push(subject(test, on, &format!("n{number:02}"), &asking_for(call)).await);
     }
     subjects
+}
+
+/// An instance whose move makes that request.
+fn asking_for(call: Call) -> NewInstance {
+    let mut new = with_data("default");
+    if call == Call::Retire {
+        new.config.push(("security.protection.delete".into(), "true".into()));
+    }
+    new
 }
 
 /// Without an election both act; what one does the other finds done, or undoes. Nothing is lost meanwhile, and as soon as

@@ -29,13 +29,12 @@ berth_tests::suite! {
 }
 
 /// What the move does next, from the first instant at which both copies are guarded until the source is gone.
-const GUARDED: [Call; 8] = [
+const GUARDED: [Call; 7] = [
     Call::Offer,
     Call::Create,
     Call::Name,
     Call::Own,
     Call::Start,
-    Call::Retire,
     Call::Rename,
     Call::Delete,
 ];

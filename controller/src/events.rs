@@ -1,6 +1,8 @@
 //! Kubernetes Events: one for each thing worth telling, about each object whose story it belongs to. They are not gathered
 //! into series, since each sentence is another one; none is written twice.
 
+use std::time::Duration;
+
 use berth_engine::Happening;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ObjectReference;
@@ -13,6 +15,8 @@ use crate::store::{Store, StoreError};
 
 /// Who says it.
 const REPORTER: &str = "berth.dev/controller";
+/// How long a move has the API server for itself before people are told of it, and before its placement says how far it is.
+pub(crate) const BREATH: Duration = Duration::from_millis(40);
 /// Longest note that the API server takes.
 const NOTE_MAX: usize = 1024;
 
@@ -30,6 +34,11 @@ impl From<Happening> for Told {
 }
 
 impl Told {
+    /// How long ago it was.
+    pub fn age(&self) -> Duration {
+        Timestamp::now().duration_since(self.at).try_into().unwrap_or_default()
+    }
+
     /// The record that it is about.
     pub fn record(&self) -> Option<&str> {
         self.happening.record.as_deref()

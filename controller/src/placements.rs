@@ -180,6 +180,8 @@ impl Placements {
         mut told: UnboundedReceiver<Told>,
     ) {
         while let Some(told) = told.recv().await {
+            // what it tells of goes on, and that comes first
+            tokio::time::sleep(events::BREATH.saturating_sub(told.age())).await;
             let record = told
                 .record()
                 .and_then(|name| self.store.moves.get(&Key::new(namespace, name)));
@@ -213,12 +215,9 @@ impl Placements {
         }
         let uid = object.uid().unwrap_or_default();
         let mut moves = self.store.moves.list(|m| m.spec.placement_uid == uid && !is_open(m));
-        let open = self.store.moves.list(|m| m.spec.placement_uid == uid && is_open(m));
         let done = async {
-            if open.is_empty() {
-                for held in moves.iter().filter(|m| is_held(m.as_ref())) {
-                    self.records.release(&record_of(held)).await?;
-                }
+            for held in moves.iter().filter(|m| is_held(m.as_ref())) {
+                self.records.release(&record_of(held)).await?;
             }
             self.store.release_placement(key).await?;
             moves.sort_by_key(|m| std::cmp::Reverse(m.spec.attempt));

@@ -10,7 +10,7 @@ use berth_api::{GROUP, InstanceMove, InstanceMoveStatus, VERSION, keys};
 use berth_core::records::{Record, RecordError, Records};
 use berth_core::status::is_leftover;
 use berth_engine::Key;
-use futures::future::{try_join, try_join_all, try_join3};
+use futures::future::{join, try_join, try_join_all};
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::ResourceExt;
@@ -32,6 +32,34 @@ pub(crate) struct KubeRecords {
 impl KubeRecords {
     pub fn new(store: Arc<Store>) -> Self {
         Self { store }
+    }
+
+    /// Holds the placement and the servers of a record, for whoever has the order of finalizers.
+    async fn hold_others(&self, record: &Record) -> Result<(), StoreError> {
+        let servers = servers_of(record);
+        let servers = servers
+            .iter()
+            .map(|s| self.store.hold(&self.store.servers, &s.namespace, &s.name));
+        let placement = self
+            .store
+            .hold(&self.store.placements, &record.namespace, &record.spec.placement);
+        try_join(placement, try_join_all(servers)).await?;
+        Ok(())
+    }
+
+    /// Takes off what [`Records::hold`] has set, when nothing of the move is left. Idempotent.
+    pub async fn release(&self, record: &Record) -> Result<(), RecordError> {
+        let key = |name: &str| Key::new(&record.namespace, name);
+        {
+            let _order = self.store.finalizers.lock().await;
+            let servers = servers_of(record);
+            let servers = servers.iter().map(|s| self.store.let_go_of_server(s));
+            let name = key(&record.name);
+            let record = self.store.let_go(&self.store.moves, &name);
+            try_join(record, try_join_all(servers)).await?;
+        }
+        // the placement last: as long as it has the finalizer, the rest is tried again
+        Ok(self.store.release_placement(&key(&record.spec.placement)).await?)
     }
 }
 
@@ -115,9 +143,16 @@ impl Records for KubeRecords {
         let api = self.store.api::<InstanceMove>(&record.namespace);
         let what = attempted("create", record);
         let (params, object) = (PostParams::default(), object_of(record));
-        let created = self.store.write(&what, api.create(&params, &object)).await?;
-        self.store.moves.wrote(created.clone());
-        let created = record_of(&created);
+        let created = {
+            // what it needs is held at the same time: who finds that no move needs it lets go of it
+            let _order = self.store.finalizers.lock().await;
+            let create = self.store.write(&what, api.create(&params, &object));
+            let (created, held) = join(create, self.hold_others(record)).await;
+            let created = created?;
+            self.store.moves.wrote(created.clone());
+            held?;
+            record_of(&created)
+        };
         if record.status == InstanceMoveStatus::default() {
             return Ok(created);
         }
@@ -148,34 +183,19 @@ impl Records for KubeRecords {
         Ok(written_record)
     }
 
-    async fn hold(&self, record: &Record) -> Result<(), RecordError> {
-        let _order = self.store.finalizers.lock().await;
-        let (namespace, spec) = (&record.namespace, &record.spec);
-        let servers = servers_of(record);
-        let servers = servers
-            .iter()
-            .map(|s| self.store.hold(&self.store.servers, namespace, &s.name));
-        try_join3(
-            self.store.hold(&self.store.moves, namespace, &record.name),
-            self.store.hold(&self.store.placements, namespace, &spec.placement),
-            try_join_all(servers),
-        )
-        .await?;
-        Ok(())
-    }
-
-    async fn release(&self, record: &Record) -> Result<(), RecordError> {
-        let key = |name: &str| Key::new(&record.namespace, name);
+    async fn hold(&self, record: &Record) -> Result<Record, RecordError> {
         {
             let _order = self.store.finalizers.lock().await;
-            let servers = servers_of(record);
-            let servers = servers.iter().map(|s| self.store.let_go_of_server(s));
-            let name = key(&record.name);
-            let record = self.store.let_go(&self.store.moves, &name);
-            try_join(record, try_join_all(servers)).await?;
+            let itself = self.store.hold(&self.store.moves, &record.namespace, &record.name);
+            try_join(itself, self.hold_others(record)).await?;
         }
-        // the placement last: as long as it has the finalizer, the rest is tried again
-        Ok(self.store.release_placement(&key(&record.spec.placement)).await?)
+        let namespace = &record.namespace;
+        // a new record was held as it was created
+        let known = self.store.moves.get(&Key::new(namespace, &record.name));
+        match known.filter(|m| m.metadata.resource_version.as_ref() == Some(&record.version)) {
+            Some(_) => Ok(record.clone()),
+            None => self.load(namespace, &record.name).await,
+        }
     }
 }
 

@@ -9,9 +9,9 @@ use berth_api::{InstancePlacement, InstancePlacementStatus, conditions};
 use berth_engine::{Happening, Key, Report, of_status};
 use jiff::Timestamp;
 use tokio::sync::Notify;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
-use crate::events::Tell;
+use crate::events::{BREATH, Tell};
 use crate::store::{Store, StoreError};
 
 /// Shortest time between two writes that say the same reason.
@@ -82,20 +82,15 @@ pub(crate) struct Reporter<'a> {
     writes: &'a Writes,
     key: &'a Key,
     object: Arc<InstancePlacement>,
-    slot: Mutex<Slot>,
+    next: Mutex<Option<InstancePlacementStatus>>,
     wake: Notify,
+    over: Notify,
     tell: Tell,
-}
-
-#[derive(Default)]
-struct Slot {
-    next: Option<InstancePlacementStatus>,
-    ended: bool,
 }
 
 impl Report for Reporter<'_> {
     fn status(&self, status: &InstancePlacementStatus) {
-        self.lock().next = Some(status.clone());
+        *self.lock() = Some(status.clone());
         self.wake.notify_one();
     }
 
@@ -112,40 +107,38 @@ impl<'a> Reporter<'a> {
             writes,
             key,
             object,
-            slot: Mutex::default(),
+            next: Mutex::default(),
             wake: Notify::new(),
+            over: Notify::new(),
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Slot> {
-        self.slot.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Option<InstancePlacementStatus>> {
+        self.next.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Nothing comes after this.
     pub fn end(&self) {
-        self.lock().ended = true;
-        self.wake.notify_one();
+        self.over.notify_one();
     }
 
     /// Writes what comes in the middle of a pass, until its end. What has to wait gives way to what comes later.
     pub async fn write_until_end(&self) {
         loop {
-            let (next, ended) = {
-                let mut slot = self.lock();
-                (slot.next.take(), slot.ended)
+            let woken = async {
+                self.wake.notified().await;
+                sleep(BREATH).await;
             };
-            if ended {
-                return;
+            tokio::select! {
+                () = woken => {}
+                () = self.over.notified() => return,
             }
-            if let Some(status) = next {
-                match self.write(&status).await {
-                    Ok(_) | Err(StoreError::NotLeading(_) | StoreError::Conflict(_)) => {}
-                    // the pass goes on without it, and its end is written in any case
-                    Err(error) => tracing::debug!(placement = %self.key, %error, "a status was not written"),
-                }
-                continue;
+            let Some(status) = self.lock().take() else { continue };
+            match self.write(&status).await {
+                Ok(_) | Err(StoreError::NotLeading(_) | StoreError::Conflict(_)) => {}
+                // the pass goes on without it, and its end is written in any case
+                Err(error) => tracing::debug!(placement = %self.key, %error, "a status was not written"),
             }
-            self.wake.notified().await;
         }
     }
 

@@ -224,12 +224,7 @@ impl Case {
             End::Died => "the second controller died".to_owned(),
             End::Finished => {
                 let record = world.record(NAMESPACE, MOVE).expect("the record is there");
-                let held = if world.is_held(NAMESPACE, MOVE) {
-                    ", still held"
-                } else {
-                    ""
-                };
-                format!("{}{held}", record.status.outcome.unwrap_or_default())
+                record.status.outcome.unwrap_or_default()
             }
         };
         Report {

@@ -30,7 +30,7 @@ pub enum Call {
     Own,
     /// The owner is started.
     Start,
-    /// The former source is marked as retired.
+    /// The former source is marked as retired, if it is protected from deletion or stays.
     Retire,
     /// It is renamed.
     Rename,

@@ -65,6 +65,12 @@ pub fn role(i: &Instance) -> Option<Role> {
     i.config.get(ROLE).and_then(|s| Role::parse(s))
 }
 
+/// Whether the servers refuse to delete the instance, in any of the words that they take for yes.
+pub fn is_protected(i: &Instance) -> bool {
+    let value = i.expanded_config.get(PROTECTION_DELETE);
+    value.is_some_and(|v| ["true", "1", "yes", "on"].iter().any(|yes| v.eq_ignore_ascii_case(yes)))
+}
+
 /// Whether the instance is a copy that `InstanceCopy` keeps.
 pub fn is_copy(i: &Instance) -> bool {
     i.config.get(COPY_OF).is_some_and(|s| !s.is_empty())

@@ -52,8 +52,7 @@ pub trait Records: Send + Sync {
     async fn create(&self, record: &Record) -> Result<Record, RecordError>;
     /// Writes the status if the stored version still is `record.version`; returns the record with its new version.
     async fn swap(&self, record: &Record) -> Result<Record, RecordError>;
-    /// Keeps everything the move needs (record, placement, both servers) from vanishing while it runs. Idempotent.
-    async fn hold(&self, record: &Record) -> Result<(), RecordError>;
-    /// Undoes `hold` when nothing of the move is left. Idempotent.
-    async fn release(&self, record: &Record) -> Result<(), RecordError>;
+    /// Keeps everything the move needs (record, placement, both servers) from vanishing until it is over; returns the record
+    /// with its new version. Idempotent.
+    async fn hold(&self, record: &Record) -> Result<Record, RecordError>;
 }

@@ -1,6 +1,8 @@
 //! Decisions about placements: no server, no clock. One test is one sentence of the design.
 
 mod common;
+#[path = "plan/copies.rs"]
+mod copies;
 #[path = "plan/criu.rs"]
 mod criu;
 #[path = "plan/identity.rs"]

@@ -82,14 +82,22 @@ impl Driver {
     pub async fn drive(&self, record: Record, orders: &Orders<'_>) -> Result<Driven, RecordError> {
         let key = Key::new(&record.namespace, &record.name);
         if record.finished() {
-            return self.release(&key, record).await;
+            return Ok(self.over(&key, record));
         }
         if !self.env.may_act() {
             return Ok(driven(record, RETRY));
         }
-        let record = self.hold(record).await?;
         // boxed, as all that follows: a pass within passes is more than a thread's stack takes
-        Box::pin(self.carry_on(&key, record, orders, Record::finished)).await
+        if lock(&self.held).contains(&key) {
+            return Box::pin(self.carry_on(&key, (record, None), orders, Record::finished)).await;
+        }
+        let outcome = self.tasks.outcome(&key);
+        let idle = self.tasks.task(&key) == Task::Idle;
+        let looking = self.look(&key, &record, outcome.as_ref(), idle);
+        let (held, seen) = Box::pin(join(self.records.hold(&record), looking)).await;
+        let held = held?;
+        lock(&self.held).insert(key.clone());
+        Box::pin(self.carry_on(&key, (held, Some(seen)), orders, Record::finished)).await
     }
 
     /// Deletes the source that a finished move kept, and forgets it; whether its time is over is for the caller to know.
@@ -98,18 +106,17 @@ impl Driver {
         if !self.env.may_act() {
             return Ok(driven(record, RETRY));
         }
-        Box::pin(self.carry_on(&key, record, orders, |r| !moves::has_kept(r))).await
+        Box::pin(self.carry_on(&key, (record, None), orders, |r| !moves::has_kept(r))).await
     }
 
-    /// Passes until nothing is to be done at once.
+    /// Passes until nothing is to be done at once. The look of the first may have been made already.
     async fn carry_on(
         &self,
         key: &Key,
-        mut record: Record,
+        (mut record, mut ahead): (Record, Option<(EndView, EndView)>),
         orders: &Orders<'_>,
         is_over: fn(&Record) -> bool,
     ) -> Result<Driven, RecordError> {
-        let mut ahead = None;
         loop {
             let (look, began) = match Box::pin(self.pass(key, &mut record, &mut ahead, orders)).await {
                 Ok(done) => done,
@@ -125,7 +132,7 @@ impl Driver {
                 }
             };
             if is_over(&record) {
-                return self.release(key, record).await;
+                return Ok(self.over(key, record));
             }
             let busy = matches!(self.tasks.task(key), Task::Busy { .. });
             let after = match look {
@@ -194,17 +201,22 @@ impl Driver {
         };
         let transition = moves::step(record, &view, now);
         let changed = transition.record != *record;
+        let (mut effect, mut begun) = (transition.effect, None);
         if changed {
             if !self.env.may_act() {
                 return Ok((Look::After(RETRY), false));
             }
             let next = &transition.record;
+            if let Some(effect) = effect.take_if(|e| e.is_safe_unrecorded()) {
+                self.tasks.seen(key);
+                begun = Some(self.begin(key, next, effect));
+            }
             let write = async {
                 let stored = self.records.swap(next).await?;
                 (orders.written)(&stored);
                 Ok(stored)
             };
-            let at_once = transition.effect.is_none() && transition.look == Look::Now;
+            let at_once = effect.is_none() && begun.is_none() && transition.look == Look::Now;
             *record = if at_once && idle && !next.finished() {
                 let (stored, seen) = join(write, self.look(key, next, None, idle)).await;
                 let stored = stored?;
@@ -215,15 +227,13 @@ impl Driver {
             };
         }
         // an outcome that the step could not use, because it waits for an end, is shown again
-        if view.outcome.is_some() && (changed || transition.effect.is_some() || answered) {
+        if begun.is_none() && view.outcome.is_some() && (changed || effect.is_some() || answered) {
             self.tasks.seen(key);
         }
-        Ok(match transition.effect {
+        Ok(match begun.or_else(|| Some(self.begin(key, record, effect?))) {
             None => (transition.look, false),
-            Some(effect) => match self.begin(key, record, effect) {
-                true => (transition.look, true),
-                false => (Look::After(RETRY), false),
-            },
+            Some(true) => (transition.look, true),
+            Some(false) => (Look::After(RETRY), false),
         })
     }
 
@@ -243,13 +253,15 @@ impl Driver {
         let reach = |end| self.registry.end(&record.namespace, place_of(record, end)).ok();
         let Some(reached) = reach(effect.end) else { return false };
         let pair = match &effect.request {
-            Request::Transfer(_) | Request::Backup(_) => match (reach(End::Source), reach(End::Target)) {
-                (Some(source), Some(target)) => Some(Pair {
-                    source: source.side(),
-                    target: target.side(),
-                }),
-                (None, _) | (_, None) => return false,
-            },
+            Request::Transfer(_) | Request::Backup(_) | Request::RemoveAnd { .. } => {
+                match (reach(End::Source), reach(End::Target)) {
+                    (Some(source), Some(target)) => Some(Pair {
+                        source: source.side(),
+                        target: target.side(),
+                    }),
+                    (None, _) | (_, None) => return false,
+                }
+            }
             _ => None,
         };
         let names = record.status.names.clone();
@@ -257,25 +269,13 @@ impl Driver {
         true
     }
 
-    /// Keeps everything the move needs from vanishing, once per process; that changes the record's version.
-    pub(crate) async fn hold(&self, record: Record) -> Result<Record, RecordError> {
-        let key = Key::new(&record.namespace, &record.name);
-        if lock(&self.held).contains(&key) {
-            return Ok(record);
-        }
-        self.records.hold(&record).await?;
-        lock(&self.held).insert(key.clone());
-        self.records.load(&key.namespace, &key.name).await
-    }
-
-    /// Ends a move. What both servers hold is known from its last pass.
-    async fn release(&self, key: &Key, record: Record) -> Result<Driven, RecordError> {
-        self.records.release(&record).await?;
+    /// A move that is over. What both servers hold is known from its last pass.
+    fn over(&self, key: &Key, record: Record) -> Driven {
         self.forget(key);
-        Ok(Driven {
+        Driven {
             record,
             look_again: None,
-        })
+        }
     }
 
     pub(crate) fn tasks(&self) -> &Tasks {

@@ -299,12 +299,9 @@ impl Engine {
             }
             if let Decision::Move(spec) = &verdict.decision {
                 if let Some(record) = self.create(&desired, spec).await? {
-                    // first, since what is told is written too, and the move need not wait for that
-                    let held = self.driver.hold(record.clone()).await;
-                    report.happened(happenings::begun(&record));
+                    // told as soon as its first step is written
                     let located = verdict.located.as_ref();
-                    report.status(&status::moving(&desired, &record, located, self.env.now()));
-                    self.book.put(held?);
+                    desired.status = status::moving(&desired, &record, located, self.env.now());
                     continue;
                 }
                 look_again = Some(Duration::from_secs(1));

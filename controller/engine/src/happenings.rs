@@ -35,6 +35,7 @@ pub(crate) fn of_record(old: &Record, new: &Record) -> Option<Happening> {
     let (from, to) = (&new.spec.from, &new.spec.to);
     let step = new.status.step()?;
     let message = match step {
+        _ if old.status.step.is_none() => return Some(begun(new)),
         Step::Stopped => format!("{} is stopped on {}", from.name, from.server),
         Step::Committed if is_restart(new) => format!("the configuration of {} is as declared", from.name),
         Step::Committed => format!(
@@ -99,7 +100,7 @@ fn undone(record: &Record) -> String {
 }
 
 /// A new move.
-pub(crate) fn begun(record: &Record) -> Happening {
+fn begun(record: &Record) -> Happening {
     let (method, from, to) = (record.spec.method.as_str(), &record.spec.from, &record.spec.to);
     let (reason, message) = if is_restart(record) {
         let message = format!(

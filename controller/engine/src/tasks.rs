@@ -9,6 +9,7 @@ use berth_api::moves::MoveNames;
 use berth_core::model::{InstanceRef, Power};
 use berth_core::moves::{Effect, EffectKind, Outcome, Request, Spent, Task};
 use berth_core::server::{FailureKind, OperationId, PowerAction, Progress, Result, Server, ServerError};
+use futures::future::join;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep};
@@ -286,6 +287,18 @@ async fn perform(effect: Effect, server: &dyn Server, (pair, scratch): Means, sh
         Request::DropBackup { name } => server.drop_backup(at, &name).await?,
         Request::Rename { name } => server.rename(at, &name).await?,
         Request::Remove => server.remove(at).await?,
+        Request::RemoveAnd { target, change, etag } => {
+            let other = both(pair, attempted.clone())?.target.server;
+            let removed = async {
+                let operation = server.remove(at).await?;
+                transfer::finished(server, &attempted, &operation, None).await
+            };
+            let (removed, merged) = join(removed, other.patch(&target, &change, &etag)).await;
+            if let Err(error) = merged {
+                tracing::debug!(%error, "left for the next look");
+            }
+            return removed;
+        }
         Request::Relocate(to) => {
             let operation = server.relocate(at, &to).await?;
             let cancel = shared.cancel.subscribe();

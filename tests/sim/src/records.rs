@@ -76,12 +76,8 @@ impl Records for MemoryRecords {
         self.written(Write::Swap(Box::new(record.clone()))).await
     }
 
-    async fn hold(&self, record: &Record) -> Result<(), RecordError> {
-        self.write(Write::Hold(Box::new(record.clone()))).await.map(|_| ())
-    }
-
-    async fn release(&self, record: &Record) -> Result<(), RecordError> {
-        self.write(Write::Release(Box::new(record.clone()))).await.map(|_| ())
+    async fn hold(&self, record: &Record) -> Result<Record, RecordError> {
+        self.written(Write::Hold(Box::new(record.clone()))).await
     }
 }
 
@@ -210,16 +206,8 @@ impl State {
         Ok(stored.clone())
     }
 
-    pub fn hold_record(&mut self, record: &Record) -> Result<(), RecordError> {
-        if !self.records.contains_key(&key(record)) {
-            return Err(RecordError::NotFound(record.name.clone()));
-        }
-        self.held.insert(key(record));
-        Ok(())
-    }
-
-    pub fn release_record(&mut self, record: &Record) -> Result<(), RecordError> {
-        self.held.remove(&key(record));
-        Ok(())
+    pub fn hold_record(&self, record: &Record) -> Result<Record, RecordError> {
+        let stored = self.records.get(&key(record)).cloned();
+        stored.ok_or_else(|| RecordError::NotFound(record.name.clone()))
     }
 }

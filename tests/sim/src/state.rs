@@ -32,7 +32,6 @@ pub(crate) struct State {
     pub started: Instant,
     pub servers: BTreeMap<String, Host>,
     pub records: BTreeMap<(String, String), Record>,
-    pub held: BTreeSet<(String, String)>,
     pub copies: BTreeMap<(String, String), CopyRecord>,
     /// The newest version of the data of every identity that somebody has used.
     pub newest: BTreeMap<String, u64>,
@@ -273,7 +272,6 @@ impl State {
             started: Instant::now(),
             servers: BTreeMap::new(),
             records: BTreeMap::new(),
-            held: BTreeSet::new(),
             copies: BTreeMap::new(),
             newest: BTreeMap::new(),
             foreign: BTreeSet::new(),

@@ -286,9 +286,4 @@ impl World {
     pub fn all_records(&self) -> Vec<Record> {
         self.look(|s| s.records.values().cloned().collect())
     }
-
-    /// Whether the finalizers of a record are set.
-    pub fn is_held(&self, namespace: &str, name: &str) -> bool {
-        self.look(|s| s.held.contains(&(namespace.to_owned(), name.to_owned())))
-    }
 }

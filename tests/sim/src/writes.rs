@@ -52,8 +52,6 @@ pub enum Write {
     Swap(Box<Record>),
     /// Finalizers set.
     Hold(Box<Record>),
-    /// Finalizers taken off.
-    Release(Box<Record>),
     /// A copy's new status, by compare-and-swap.
     SwapCopy(Box<CopyRecord>),
     /// A copy's finalizer set.
@@ -87,7 +85,6 @@ impl Write {
             Write::Create(_) => "create-record",
             Write::Swap(_) => "swap-record",
             Write::Hold(_) => "hold",
-            Write::Release(_) => "release",
             Write::SwapCopy(_) => "swap-copy",
             Write::HoldCopy(_) => "hold-copy",
             Write::ReleaseCopy(_) => "release-copy",
@@ -101,7 +98,6 @@ impl Write {
             Write::Create(_)
                 | Write::Swap(_)
                 | Write::Hold(_)
-                | Write::Release(_)
                 | Write::SwapCopy(_)
                 | Write::HoldCopy(_)
                 | Write::ReleaseCopy(_)
@@ -131,7 +127,7 @@ impl Write {
             Write::Relocate(at, to) => format!("{verb} {at} {to:?}"),
             Write::Rename(at, name) => format!("{verb} {at} to {name}"),
             Write::Cancel(id) => format!("{verb} {id}"),
-            Write::Create(r) | Write::Swap(r) | Write::Hold(r) | Write::Release(r) => {
+            Write::Create(r) | Write::Swap(r) | Write::Hold(r) => {
                 let (step, outcome) = (r.status.step.as_deref(), r.status.outcome.as_deref());
                 format!("{verb} {} {} {}", r.name, step.unwrap_or("-"), outcome.unwrap_or(""))
             }
@@ -209,8 +205,7 @@ impl State {
             Write::Cancel(id) => self.cancel(server, id).map(|()| Answer::Done)?,
             Write::Create(r) => Answer::Record(Box::new(self.create_record(r)?)),
             Write::Swap(r) => Answer::Record(Box::new(self.swap_record(r)?)),
-            Write::Hold(r) => self.hold_record(r).map(|()| Answer::Done)?,
-            Write::Release(r) => self.release_record(r).map(|()| Answer::Done)?,
+            Write::Hold(r) => Answer::Record(Box::new(self.hold_record(r)?)),
             Write::SwapCopy(r) => Answer::Copy(Box::new(self.swap_copy(r)?)),
             Write::HoldCopy(r) => Answer::Copy(Box::new(self.hold_copy(r, true)?)),
             Write::ReleaseCopy(r) => Answer::Copy(Box::new(self.hold_copy(r, false)?)),

@@ -51,7 +51,7 @@ fn later(reason: Reason, message: impl Into<String>) -> Sought {
 /// Looks for the source. `moving` are the uuids of instances with an open move.
 pub fn sought(record: &CopyRecord, world: &World, placement: Option<&SourcePlacement>, moving: &[String]) -> Sought {
     let found = match present(&record.spec.source.placement) {
-        Some(name) => of_placement(record, name, world, placement),
+        Some(name) => of_placement(record, name, world, (placement, moving)),
         None => by_name(record, world),
     };
     let Sought::Found(located) = &found else { return found };
@@ -121,7 +121,12 @@ pub(super) fn no_server(record: &CopyRecord, name: &str) -> Sought {
     missing(Reason::ServerNotFound, message, &fix)
 }
 
-fn of_placement(record: &CopyRecord, name: &str, world: &World, placement: Option<&SourcePlacement>) -> Sought {
+fn of_placement(
+    record: &CopyRecord,
+    name: &str,
+    world: &World,
+    (placement, moving): (Option<&SourcePlacement>, &[String]),
+) -> Sought {
     let Some(placement) = placement.filter(|p| p.exists) else {
         let message = format!("there is no InstancePlacement {name} in namespace {}", record.namespace);
         return missing(Reason::SourceNotFound, message, "create the placement");
@@ -132,6 +137,10 @@ fn of_placement(record: &CopyRecord, name: &str, world: &World, placement: Optio
             format!("placement {name} has not found its instance yet"),
         );
     };
+    if moving.contains(uuid) {
+        // for a moment it is on both servers
+        return later(Reason::Pending, format!("waits for the move of placement {name}"));
+    }
     let counts =
         |i: &&Arc<Instance>| !marks::is_copy(i) && !matches!(marks::role(i), Some(Role::Incoming | Role::Retired));
     let mut candidates: Vec<(&str, &ServerView, &Arc<Instance>)> = Vec::new();

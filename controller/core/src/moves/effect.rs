@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
+use crate::marks;
 use crate::model::{Change, Definition, InstanceRef};
 use crate::server::{AcceptRequest, Export, ImportRequest, OfferRequest, OperationId, Relocation};
 
@@ -115,6 +116,21 @@ pub struct Effect {
     pub request: Request,
 }
 
+impl Effect {
+    /// Whether it may be begun while the record that announces it is being written: an entity tag, or a name that was recorded
+    /// before, refuses it to whoever comes late, and who finds it done goes on as if it had been announced.
+    pub fn is_safe_unrecorded(&self) -> bool {
+        match (self.kind, &self.request) {
+            // what it changes besides can only be put back from the record
+            (EffectKind::Mark, Request::Patch { change, .. }) => {
+                change.ephemeral.is_none() && change.config.keys().all(|k| marks::KEYS.contains(&k.as_str()))
+            }
+            (EffectKind::Guard, Request::Patch { .. }) | (EffectKind::Remove, Request::RemoveAnd { .. }) => true,
+            _ => false,
+        }
+    }
+}
+
 /// The request of an effect.
 #[derive(Clone, Debug)]
 pub enum Request {
@@ -174,6 +190,15 @@ pub enum Request {
     },
     /// Delete, under a name that only this intent used.
     Remove,
+    /// The same, and at the same time a conditional merge at the target: whether that was made the next look shows.
+    RemoveAnd {
+        /// The instance at the target.
+        target: InstanceRef,
+        /// What to merge.
+        change: Change,
+        /// The entity tag that must still hold.
+        etag: String,
+    },
     /// Look inside a running container; what is wrong in there is the failure.
     Inspect,
     /// Cancel the transfer that this controller runs for the move.

@@ -213,19 +213,9 @@ pub(super) fn started(p: &mut Pass<'_>) -> Transition {
     if let Some(t) = backup::drop(p) {
         return t;
     }
-    if marks::role(i) != Some(Role::Retired) {
-        if let Some(t) = p.retry_after_failure(EffectKind::Retire) {
-            return t;
-        }
-        let mut change = Change {
-            config: marks::marks(&p.record.name, Role::Retired, p.record.spec.attempt),
-            ..Default::default()
-        };
-        change
-            .config
-            .insert(marks::PROTECTION_DELETE.to_owned(), "false".to_owned());
-        let etag = source.fresh.etag.clone();
-        return p.ask(EffectKind::Retire, End::Source, &i.at, Request::Patch { change, etag });
+    let stays = kept::keeps(&p.record) || live::overlapped(&p.record).is_some();
+    if let Some(t) = retire(p, source, stays) {
+        return t;
     }
     if let Some(t) = live::kept_for_a_person(p, source) {
         return t;
@@ -245,6 +235,27 @@ pub(super) fn started(p: &mut Pass<'_>) -> Transition {
     }
     p.advance(Step::Retired);
     retired(p)
+}
+
+/// A former source that stays says that it is one. One that is deleted in a moment says so by its name, which the record
+/// has; it only must not be protected.
+fn retire(p: &mut Pass<'_>, source: &Copy, stays: bool) -> Option<Transition> {
+    let i = &source.fresh.instance;
+    if marks::role(i) == Some(Role::Retired) || !(stays || marks::is_protected(i)) {
+        return None;
+    }
+    if let Some(t) = p.retry_after_failure(EffectKind::Retire) {
+        return Some(t);
+    }
+    let mut change = Change {
+        config: marks::marks(&p.record.name, Role::Retired, p.record.spec.attempt),
+        ..Default::default()
+    };
+    change
+        .config
+        .insert(marks::PROTECTION_DELETE.to_owned(), "false".to_owned());
+    let etag = source.fresh.etag.clone();
+    Some(p.ask(EffectKind::Retire, End::Source, &i.at, Request::Patch { change, etag }))
 }
 
 /// A former source that does not look like one is never stopped or deleted: a person must look.
@@ -291,10 +302,18 @@ pub(super) fn retired(p: &mut Pass<'_>) -> Transition {
                 return t;
             }
         } else if Some(at.name.as_str()) == p.retired() {
-            if let Some(t) = p.retry_after_failure(EffectKind::Remove) {
+            if let Some(t) = retire(p, source, false).or_else(|| p.retry_after_failure(EffectKind::Remove)) {
                 return t;
             }
-            return p.ask(EffectKind::Remove, End::Source, at, Request::Remove);
+            // by its marks it is found to take its temporary snapshots away
+            let precopy = p.record.status.precopy.as_ref();
+            let target = p.target().filter(|_| precopy.is_none_or(|w| w.snapshots.is_empty()));
+            let request = target.map_or(Request::Remove, |t| Request::RemoveAnd {
+                target: t.fresh.instance.at.clone(),
+                change: without_marks(),
+                etag: t.fresh.etag.clone(),
+            });
+            return p.ask(EffectKind::Remove, End::Source, at, request);
         }
     }
     if let Some(t) = remove_strays(p) {
@@ -333,12 +352,17 @@ pub(super) fn unmark(p: &mut Pass<'_>, copy: &Copy, end: End) -> Option<Transiti
     if let Some(t) = p.retry_after_failure(EffectKind::Unmark) {
         return Some(t);
     }
-    let mut change = Change::default();
-    for key in [marks::MOVE, marks::ROLE, marks::GENERATION] {
-        change.config.insert(key.to_owned(), String::new());
-    }
-    let etag = copy.fresh.etag.clone();
+    let (change, etag) = (without_marks(), copy.fresh.etag.clone());
     Some(p.ask(EffectKind::Unmark, end, &i.at, Request::Patch { change, etag }))
+}
+
+/// Takes off the marks of a move.
+fn without_marks() -> Change {
+    let none = [marks::MOVE, marks::ROLE, marks::GENERATION].map(|key| (key.to_owned(), String::new()));
+    Change {
+        config: none.into(),
+        ..Change::default()
+    }
 }
 
 fn target_vanished(p: &mut Pass<'_>) -> Transition {

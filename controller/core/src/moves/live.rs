@@ -296,12 +296,7 @@ pub(super) fn own(p: &mut Pass<'_>, target: &Copy) -> Transition {
 
 /// Both guests ran for longer than the placement allows: the stopped source stays, guarded, for a person to look at.
 pub(super) fn kept_for_a_person(p: &mut Pass<'_>, source: &Copy) -> Option<Transition> {
-    let limit = p.record.spec.live.unwrap_or_default().max_overlap;
-    let overlap = p
-        .record
-        .status
-        .overlap
-        .filter(|o| *o > limit && between_servers(&p.record))?;
+    let (overlap, limit) = overlapped(&p.record)?;
     let view = p.view;
     if let Some(t) = p.wait_for_end(&view.target) {
         return Some(t);
@@ -323,6 +318,13 @@ pub(super) fn kept_for_a_person(p: &mut Pass<'_>, source: &Copy) -> Option<Trans
     );
     p.note(Reason::NeedsAttention, message, Some(fix));
     Some(p.finish(MoveOutcome::NeedsAttention))
+}
+
+/// For how long both guests ran and for how long they may, if that was longer.
+pub(super) fn overlapped(record: &Record) -> Option<(GoDuration, GoDuration)> {
+    let limit = record.spec.live.unwrap_or_default().max_overlap;
+    let overlap = record.status.overlap.filter(|o| *o > limit)?;
+    between_servers(record).then_some((overlap, limit))
 }
 
 /// Undoing: a copy that runs is stopped before anything else, since the source goes on or is about to.

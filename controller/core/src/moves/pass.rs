@@ -18,7 +18,7 @@ use crate::server::{FailureKind, Progress, ServerError};
 /// What to do with the record, and then.
 #[derive(Clone, Debug)]
 pub struct Transition {
-    /// The record as it is to be; write it before anything else if it differs.
+    /// The record as it is to be; write it before anything else if it differs, but see [`Effect::is_safe_unrecorded`].
     pub record: Record,
     /// What to ask the servers for afterwards.
     pub effect: Option<Effect>,

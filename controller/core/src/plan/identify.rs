@@ -9,6 +9,7 @@ use super::world::{Claim, Desired, Located, Reach, ServerView, World};
 use super::{Blocker, Decision, wait};
 use crate::marks::{self, Role};
 use crate::model::{Instance, InstanceRef};
+use crate::records::Record;
 
 /// The instance, or why there is none to act on.
 pub fn identify(desired: &Desired, world: &World) -> Result<Located, Decision> {
@@ -69,6 +70,11 @@ fn candidates(desired: &Desired, world: &World) -> Vec<Located> {
         .filter_map(|l| marks::move_id(&l.instance).map(str::to_owned))
         .collect();
     // the former source of a committed move whose server does not answer still looks as it was seen last
+    let left = |l: &Located, r: &Record| {
+        let committed = !r.finished() && r.status.committed_at.is_some();
+        committed && marks::move_id(&l.instance) == Some(&r.name) && r.spec.from.fingerprint == l.fingerprint
+    };
+    found.retain(|l| !world.records.iter().any(|r| left(l, r)));
     found.retain(|l| {
         marks::role(&l.instance) != Some(Role::Source)
             || marks::move_id(&l.instance).is_none_or(|id| !taken_over.contains(id))

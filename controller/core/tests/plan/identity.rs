@@ -108,4 +108,15 @@ fn the_former_source_of_a_committed_move_is_no_candidate_while_its_server_is_awa
     w.open_moves = vec!["web-x7k2p".into()];
     let verdict = plan(&desired("web", "rack-b"), &w, now());
     assert!(matches!(verdict.decision, Decision::InSync), "{verdict:?}");
+    // its deletion was asked for, and the owner's marks came off, when its server was lost
+    w.servers.insert("rack-b".into(), server("b", [instance("web")]));
+    let verdict = plan(&desired("web", "rack-b"), &w, now());
+    assert_eq!(
+        reason(&verdict.decision),
+        Some(Reason::AmbiguousInstance),
+        "{verdict:?}"
+    );
+    w.records[0].status.committed_at = Some(berth_api::MicroTime(now()));
+    let verdict = plan(&desired("web", "rack-b"), &w, now());
+    assert!(matches!(verdict.decision, Decision::InSync), "{verdict:?}");
 }
