@@ -53,6 +53,8 @@ pub struct Scenario {
     pub overrides: Overrides,
     /// Servers that take seconds for what others do in milliseconds.
     pub slow: bool,
+    /// A record is written later than a request that is sent with it arrives.
+    pub slow_records: bool,
     /// The pools of the source and of the target.
     pub pools: (&'static str, &'static str),
     /// Limits of a Warm move.
@@ -100,6 +102,7 @@ impl Scenario {
             },
             overrides: Overrides::default(),
             slow: false,
+            slow_records: false,
             pools: ("default", "nvme"),
             warm: Warm::default(),
             apart: false,
@@ -120,6 +123,13 @@ impl Scenario {
         all.extend(Self::live());
         all.extend(Self::criu());
         all.extend(Self::kept());
+        let slow_records = |s: &Self| Self {
+            name: format!("{}, slow records", s.name),
+            slow_records: true,
+            ..s.clone()
+        };
+        let with_slow_records: Vec<Self> = all.iter().map(slow_records).collect();
+        all.extend(with_slow_records);
         if let Ok(words) = std::env::var("BERTH_SCENARIO") {
             all.retain(|s| s.name.contains(&words));
         }
@@ -384,6 +394,9 @@ impl Scenario {
     /// A world in which the move has been accepted and nothing has been done.
     pub async fn begin(&self) -> (World, Record) {
         let world = World::new();
+        if self.slow_records {
+            world.slow_records(Duration::from_millis(8));
+        }
         let options = || {
             let members: &[&str] = if self.inside.is_some() { &["m1", "m2"] } else { &[] };
             let mut options = Options::cluster(members)

@@ -97,7 +97,9 @@ impl Driver {
         let (held, seen) = Box::pin(join(self.records.hold(&record), looking)).await;
         let held = held?;
         lock(&self.held).insert(key.clone());
-        Box::pin(self.carry_on(&key, (held, Some(seen)), orders, Record::finished)).await
+        // what was written by others meanwhile may name other places
+        let ahead = (idle && held.version == record.version).then_some(seen);
+        Box::pin(self.carry_on(&key, (held, ahead), orders, Record::finished)).await
     }
 
     /// Deletes the source that a finished move kept, and forgets it; whether its time is over is for the caller to know.

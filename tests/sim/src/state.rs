@@ -32,6 +32,8 @@ pub(crate) struct State {
     pub started: Instant,
     pub servers: BTreeMap<String, Host>,
     pub records: BTreeMap<(String, String), Record>,
+    /// What a request to the store of records takes to get there.
+    pub record_request: Duration,
     pub copies: BTreeMap<(String, String), CopyRecord>,
     /// The newest version of the data of every identity that somebody has used.
     pub newest: BTreeMap<String, u64>,
@@ -272,6 +274,7 @@ impl State {
             started: Instant::now(),
             servers: BTreeMap::new(),
             records: BTreeMap::new(),
+            record_request: Duration::from_millis(1),
             copies: BTreeMap::new(),
             newest: BTreeMap::new(),
             foreign: BTreeSet::new(),

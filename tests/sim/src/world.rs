@@ -90,9 +90,14 @@ impl World {
     /// A request is on its way for a moment; that of a dead controller never arrives.
     pub(crate) async fn on_the_way(&self, controller: &str, server: &str) {
         self.alive(controller).await;
-        let of_server = self.look(|s| s.servers.get(server).map(|h| h.timing.request));
-        tokio::time::sleep(of_server.unwrap_or(Duration::from_millis(1))).await;
+        let request = self.look(|s| s.servers.get(server).map_or(s.record_request, |h| h.timing.request));
+        tokio::time::sleep(request).await;
         self.alive(controller).await;
+    }
+
+    /// From now on requests to the store of records take that long to get there.
+    pub fn slow_records(&self, request: Duration) {
+        self.change(|s| s.record_request = request);
     }
 
     /// Never returns if the controller is dead.

@@ -43,19 +43,7 @@ pub(super) fn accepted(p: &mut Pass<'_>) -> Transition {
     if let Some(t) = p.undo_if_wished() {
         return t;
     }
-    if p.carries_mark(instance) && !instance.ephemeral {
-        p.advance(Step::Marked);
-        return match (super::is_internal(&p.record), super::is_warm(&p.record)) {
-            (true, _) => super::internal::marked(p),
-            // the target was not read yet
-            (false, true) => p.go_on(),
-            (false, false) if kept::makes_room(&p.record) => p.go_on(),
-            (false, false) => marked(p),
-        };
-    }
-    if let Some(t) = retry_or_undo(p, EffectKind::Mark) {
-        return t;
-    }
+    // also where the marks are there already: they are sent while this is written
     if p.record.status.ran_before.is_none() {
         p.record.status.ran_before = Some(instance.may_run());
         p.record.status.frozen_before = (instance.power == Power::Frozen).then_some(true);
@@ -70,6 +58,19 @@ pub(super) fn accepted(p: &mut Pass<'_>) -> Transition {
             p.keep(key, instance.config.get(key));
         }
         p.advance(Step::Accepted);
+    }
+    if p.carries_mark(instance) && !instance.ephemeral {
+        p.advance(Step::Marked);
+        return match (super::is_internal(&p.record), super::is_warm(&p.record)) {
+            (true, _) => super::internal::marked(p),
+            // the target was not read yet
+            (false, true) => p.go_on(),
+            (false, false) if kept::makes_room(&p.record) => p.go_on(),
+            (false, false) => marked(p),
+        };
+    }
+    if let Some(t) = retry_or_undo(p, EffectKind::Mark) {
+        return t;
     }
     let mut change = Change {
         config: marks::marks(&p.record.name, Role::Source, p.record.spec.attempt),
