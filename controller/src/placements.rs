@@ -96,6 +96,8 @@ impl Placements {
                 return Some(RETRY);
             }
         };
+        // first: who waits for Ready finds that nothing holds any object
+        let released = self.release(key, object, ended).await;
         let waits = match reporter.write_last(status).await {
             Ok(waits) => waits,
             Err(StoreError::NotFound(_)) => None,
@@ -106,8 +108,10 @@ impl Placements {
                 Some(RETRY)
             }
         };
-        let tidied = self.tidy(key, object, ended).await;
-        [waits, look_again, tidied].into_iter().flatten().min()
+        if ended && let Err(error) = self.prune(object).await {
+            tracing::debug!(placement = %key, %error, "old records stay until the next move ends");
+        }
+        [waits, look_again, released].into_iter().flatten().min()
     }
 
     /// Whether the engine has yet to hear of an InstanceServer: a name is looked up on all of them.
@@ -206,38 +210,41 @@ impl Placements {
         });
     }
 
-    /// Takes finalizers off what no move needs any more, and deletes old records.
-    async fn tidy(&self, key: &Key, object: &InstancePlacement, ended: bool) -> Option<Duration> {
+    /// Takes finalizers off what no move needs any more.
+    async fn release(&self, key: &Key, object: &InstancePlacement, ended: bool) -> Option<Duration> {
         // as it is after the pass: that has set and removed finalizers
         let held = self.store.placements.get(key).is_some_and(|o| is_held(o.as_ref()));
         if !ended && !held {
             return None;
         }
         let uid = object.uid().unwrap_or_default();
-        let mut moves = self.store.moves.list(|m| m.spec.placement_uid == uid && !is_open(m));
+        let over = |m: &InstanceMove| m.spec.placement_uid == uid && !is_open(m) && is_held(m);
         let done = async {
-            for held in moves.iter().filter(|m| is_held(m.as_ref())) {
-                self.records.release(&record_of(held)).await?;
+            for over in self.store.moves.list(over) {
+                self.records.release(&record_of(&over)).await?;
             }
             self.store.release_placement(key).await?;
-            moves.sort_by_key(|m| std::cmp::Reverse(m.spec.attempt));
-            for old in moves
-                .iter()
-                .skip(KEPT)
-                // one whose source is kept is what that is deleted by
-                .filter(|m| m.metadata.deletion_timestamp.is_none() && !has_kept(&record_of(m)))
-            {
-                self.delete_move(old).await?;
-            }
             Ok::<(), RecordError>(())
         };
-        match done.await {
-            Ok(()) => None,
-            Err(error) => {
-                tracing::debug!(placement = %key, %error, "tried again");
-                Some(RETRY)
-            }
+        let error = done.await.err()?;
+        tracing::debug!(placement = %key, %error, "tried again");
+        Some(RETRY)
+    }
+
+    /// Deletes the oldest records of moves that are over.
+    async fn prune(&self, object: &InstancePlacement) -> Result<(), StoreError> {
+        let uid = object.uid().unwrap_or_default();
+        let mut moves = self.store.moves.list(|m| m.spec.placement_uid == uid && !is_open(m));
+        moves.sort_by_key(|m| std::cmp::Reverse(m.spec.attempt));
+        for old in moves
+            .iter()
+            .skip(KEPT)
+            // one whose source is kept is what that is deleted by
+            .filter(|m| m.metadata.deletion_timestamp.is_none() && !has_kept(&record_of(m)))
+        {
+            self.delete_move(old).await?;
         }
+        Ok(())
     }
 
     async fn delete_move(&self, object: &InstanceMove) -> Result<(), StoreError> {

@@ -209,7 +209,7 @@ impl Driver {
                 return Ok((Look::After(RETRY), false));
             }
             let next = &transition.record;
-            if let Some(effect) = effect.take_if(|e| e.is_safe_unrecorded()) {
+            if let Some(effect) = effect.take_if(|_| transition.beside) {
                 self.tasks.seen(key);
                 begun = Some(self.begin(key, next, effect));
             }

@@ -35,7 +35,7 @@ pub(crate) fn of_record(old: &Record, new: &Record) -> Option<Happening> {
     let (from, to) = (&new.spec.from, &new.spec.to);
     let step = new.status.step()?;
     let message = match step {
-        Step::Accepted => return Some(begun(new)),
+        Step::Accepted | Step::Marked if old.status.step.is_none() => return Some(begun(new)),
         Step::Stopped => format!("{} is stopped on {}", from.name, from.server),
         Step::Committed if is_restart(new) => format!("the configuration of {} is as declared", from.name),
         Step::Committed => format!(
@@ -44,7 +44,8 @@ pub(crate) fn of_record(old: &Record, new: &Record) -> Option<Happening> {
         ),
         Step::Started => format!("{} runs on {}", to.name, to.server),
         Step::Undoing => undone(new),
-        Step::Marked
+        Step::Accepted
+        | Step::Marked
         | Step::Precopied
         | Step::Restoring
         | Step::Transferred

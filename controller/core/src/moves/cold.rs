@@ -79,7 +79,11 @@ pub(super) fn accepted(p: &mut Pass<'_>) -> Transition {
     };
     criu::set_rounds(p, &instance.config, &mut change);
     let etag = source.fresh.etag.clone();
-    p.ask(
+    // what is changed besides can only be put back from the record
+    let only_marks = change.ephemeral.is_none() && change.config.keys().all(|k| marks::KEYS.contains(&k.as_str()));
+    let ask = if only_marks { Pass::ask_beside } else { Pass::ask };
+    ask(
+        p,
         EffectKind::Mark,
         End::Source,
         &instance.at,
@@ -194,7 +198,7 @@ pub(super) fn guard_source(p: &mut Pass<'_>, source: &Copy) -> Transition {
         change.config.insert(marks::AUTOSTART.to_owned(), "false".to_owned());
         marks::add_guard(&mut change, guard, instance.kind, &p.record.name);
         let etag = source.fresh.etag.clone();
-        return p.ask(
+        return p.ask_beside(
             EffectKind::Guard,
             End::Source,
             &instance.at,

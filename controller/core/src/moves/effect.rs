@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use crate::marks;
 use crate::model::{Change, Definition, InstanceRef};
 use crate::server::{AcceptRequest, Export, ImportRequest, OfferRequest, OperationId, Relocation};
 
@@ -114,21 +113,6 @@ pub struct Effect {
     pub at: InstanceRef,
     /// The request itself.
     pub request: Request,
-}
-
-impl Effect {
-    /// Whether it may be begun while the record that announces it is being written: an entity tag, or a name that was recorded
-    /// before, refuses it to whoever comes late, and who finds it done goes on as if it had been announced.
-    pub fn is_safe_unrecorded(&self) -> bool {
-        match (self.kind, &self.request) {
-            // what it changes besides can only be put back from the record
-            (EffectKind::Mark, Request::Patch { change, .. }) => {
-                change.ephemeral.is_none() && change.config.keys().all(|k| marks::KEYS.contains(&k.as_str()))
-            }
-            (EffectKind::Guard, Request::Patch { .. }) | (EffectKind::Remove, Request::RemoveAnd { .. }) => true,
-            _ => false,
-        }
-    }
 }
 
 /// The request of an effect.

@@ -313,7 +313,7 @@ pub(super) fn retired(p: &mut Pass<'_>) -> Transition {
                 change: without_marks(),
                 etag: t.fresh.etag.clone(),
             });
-            return p.ask(EffectKind::Remove, End::Source, at, request);
+            return p.ask_beside(EffectKind::Remove, End::Source, at, request);
         }
     }
     if let Some(t) = remove_strays(p) {

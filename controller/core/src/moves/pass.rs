@@ -18,10 +18,12 @@ use crate::server::{FailureKind, Progress, ServerError};
 /// What to do with the record, and then.
 #[derive(Clone, Debug)]
 pub struct Transition {
-    /// The record as it is to be; write it before anything else if it differs, but see [`Effect::is_safe_unrecorded`].
+    /// The record as it is to be; write it before anything else if it differs.
     pub record: Record,
     /// What to ask the servers for afterwards.
     pub effect: Option<Effect>,
+    /// Whether that may begin while the record is being written.
+    pub beside: bool,
     /// When to look again.
     pub look: Look,
 }
@@ -66,6 +68,7 @@ impl<'a> Pass<'a> {
         Transition {
             record: self.record.clone(),
             effect: None,
+            beside: false,
             look: Look::Done,
         }
     }
@@ -75,6 +78,7 @@ impl<'a> Pass<'a> {
         Transition {
             record: self.record.clone(),
             effect: None,
+            beside: false,
             look: Look::After(after),
         }
     }
@@ -84,6 +88,7 @@ impl<'a> Pass<'a> {
         Transition {
             record: self.record.clone(),
             effect: None,
+            beside: false,
             look: Look::Now,
         }
     }
@@ -103,10 +108,15 @@ impl<'a> Pass<'a> {
             at: at.clone(),
             request,
         });
+        Transition { effect, ..self.go_on() }
+    }
+
+    /// Ask for `request` while the record is being written. Only for what servers refuse to whoever comes late, because of an
+    /// entity tag or a name that was recorded before, and after which whoever finds it done goes on as if it was recorded.
+    pub fn ask_beside(&self, kind: EffectKind, end: End, at: &InstanceRef, request: Request) -> Transition {
         Transition {
-            record: self.record.clone(),
-            effect,
-            look: Look::Now,
+            beside: true,
+            ..self.ask(kind, end, at, request)
         }
     }
 
