@@ -201,7 +201,8 @@ pub(super) fn started(p: &mut Pass<'_>) -> Transition {
     }
     let Some(source) = p.source() else {
         p.advance(Step::Retired);
-        return retired(p);
+        // temporary snapshots of the target were not read yet
+        return p.go_on();
     };
     if let Some(t) = live::settle_source(p) {
         return t;
