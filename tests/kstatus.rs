@@ -92,6 +92,19 @@ async fn tells(test: &Test, kind: &str, name: &str, story: &[&str]) {
 
 /// Nothing is written any more. What was written before may still be on its way to the recorder.
 async fn is_at_rest(test: &Test) {
+    wait_for("the servers to say how data came to them", SOON, || async {
+        let moves = test.list("InstanceMove").await;
+        for arrived in moves.iter().filter(|m| m["status"]["outcome"] == "Succeeded") {
+            let [from, to] = ["from", "to"].map(|end| arrived["spec"][end]["server"].as_str().unwrap_or_default());
+            let server = test.get("InstanceServer", to).await.unwrap_or_default();
+            let ways = server["status"]["transfers"].as_array().cloned().unwrap_or_default();
+            if from != to && !ways.iter().any(|w| w["from"] == from) {
+                return Err(format!("{to}: {ways:?}"));
+            }
+        }
+        Ok(())
+    })
+    .await;
     let before = test.recorder().dump();
     let mut there = Vec::new();
     for kind in ["InstancePlacement", "InstanceMove", "InstanceServer", "InstanceCopy"] {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use berth_tests::{
     AuditEvent, Controller, NewInstance, Placement, SOON, Test, condition, example, objects_of, reason, wait_for,
 };
-use kube::api::{Patch, PatchParams};
+use kube::api::{ListParams, Patch, PatchParams};
 use serde_json::{Value, json};
 
 berth_tests::suite! {
@@ -207,6 +207,25 @@ fn meddle(test: &Test, kind: &'static str, name: String) -> tokio::task::JoinHan
     })
 }
 
+/// Another controller that writes on every move, so that ours is not always the last to have written.
+fn meddle_with_moves(test: &Test) -> tokio::task::JoinHandle<()> {
+    let api = test.kube().api("InstanceMove", &test.namespace());
+    tokio::spawn(async move {
+        let mut pause = tokio::time::interval(Duration::from_millis(15));
+        for number in 0.. {
+            pause.tick().await;
+            let Ok(found) = api.list_metadata(&ListParams::default()).await else {
+                continue;
+            };
+            for name in found.items.iter().filter_map(|m| m.metadata.name.as_deref()) {
+                let patch = json!({"metadata": {"annotations": {"example.com/other": number.to_string()}}});
+                // it is gone
+                let _ = api.patch(name, &PatchParams::default(), &Patch::Merge(patch)).await;
+            }
+        }
+    })
+}
+
 /// Does all that there is to do: joins with a token, moves an instance until old records are deleted, makes a copy and deletes
 /// it, and gives the Lease up.
 async fn do_everything(release: &Release) {
@@ -238,7 +257,8 @@ async fn do_everything(release: &Release) {
         ("InstanceServer", "i1".into()),
         ("InstanceServer", "i2".into()),
     ];
-    let others = others.map(|(kind, name)| meddle(test, kind, name));
+    let mut others = Vec::from(others.map(|(kind, name)| meddle(test, kind, name)));
+    others.push(meddle_with_moves(test));
     // more than are kept; and until the meddlers were in the way once
     for number in 0..40 {
         let to = ["i2", "i1"][number % 2];

@@ -97,7 +97,7 @@ impl Placements {
             }
         };
         // first: who waits for Ready finds that nothing holds any object
-        let released = self.release(key, object, ended).await;
+        let released = self.release(key, object).await;
         let waits = match reporter.write_last(status).await {
             Ok(waits) => waits,
             Err(StoreError::NotFound(_)) => None,
@@ -211,20 +211,18 @@ impl Placements {
     }
 
     /// Takes finalizers off what no move needs any more.
-    async fn release(&self, key: &Key, object: &InstancePlacement, ended: bool) -> Option<Duration> {
-        // as it is after the pass: that has set and removed finalizers
-        let held = self.store.placements.get(key).is_some_and(|o| is_held(o.as_ref()));
-        if !ended && !held {
-            return None;
-        }
+    async fn release(&self, key: &Key, object: &InstancePlacement) -> Option<Duration> {
         let uid = object.uid().unwrap_or_default();
         let over = |m: &InstanceMove| m.spec.placement_uid == uid && !is_open(m) && is_held(m);
         let done = async {
             for over in self.store.moves.list(over) {
                 self.records.release(&record_of(&over)).await?;
             }
-            self.store.release_placement(key).await?;
-            Ok::<(), RecordError>(())
+            // as it is after the pass: that has set and removed finalizers
+            match self.store.placements.get(key) {
+                Some(held) if is_held(held.as_ref()) => self.store.release_placement(key).await,
+                _ => Ok(()),
+            }
         };
         let error = done.await.err()?;
         tracing::debug!(placement = %key, %error, "tried again");

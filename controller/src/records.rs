@@ -10,7 +10,7 @@ use berth_api::{GROUP, InstanceMove, InstanceMoveStatus, VERSION, keys};
 use berth_core::records::{Record, RecordError, Records};
 use berth_core::status::is_leftover;
 use berth_engine::Key;
-use futures::future::{join, try_join, try_join_all};
+use futures::future::{join, try_join, try_join_all, try_join3};
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::ResourceExt;
@@ -48,18 +48,18 @@ impl KubeRecords {
     }
 
     /// Takes off what [`Records::hold`] has set, when nothing of the move is left. Idempotent.
-    pub async fn release(&self, record: &Record) -> Result<(), RecordError> {
+    pub async fn release(&self, record: &Record) -> Result<(), StoreError> {
+        let _order = self.store.finalizers.lock().await;
         let key = |name: &str| Key::new(&record.namespace, name);
-        {
-            let _order = self.store.finalizers.lock().await;
-            let servers = servers_of(record);
-            let servers = servers.iter().map(|s| self.store.let_go_of_server(s));
-            let name = key(&record.name);
-            let record = self.store.let_go(&self.store.moves, &name);
-            try_join(record, try_join_all(servers)).await?;
-        }
-        // the placement last: as long as it has the finalizer, the rest is tried again
-        Ok(self.store.release_placement(&key(&record.spec.placement)).await?)
+        let (name, placement, servers) = (key(&record.name), key(&record.spec.placement), servers_of(record));
+        let servers = servers.iter().map(|s| self.store.let_go_of_server(s));
+        try_join3(
+            self.store.let_go(&self.store.moves, &name),
+            self.store.let_go_of_placement(&placement),
+            try_join_all(servers),
+        )
+        .await?;
+        Ok(())
     }
 }
 
@@ -240,6 +240,11 @@ impl Store {
     /// goes on without the placement.
     pub async fn release_placement(&self, key: &Key) -> Result<(), StoreError> {
         let _order = self.finalizers.lock().await;
+        self.let_go_of_placement(key).await
+    }
+
+    /// The same, for whoever has the order of finalizers.
+    async fn let_go_of_placement(&self, key: &Key) -> Result<(), StoreError> {
         let now = Timestamp::now();
         let needed = self.moves.list(|m| {
             is_open(m)
@@ -247,10 +252,10 @@ impl Store {
                 && m.metadata.namespace.as_deref() == Some(key.namespace.as_str())
                 && !is_leftover(&record_of(m), now)
         });
-        if needed.is_empty() {
-            self.let_go(&self.placements, key).await?;
+        match needed.is_empty() {
+            true => self.let_go(&self.placements, key).await,
+            false => Ok(()),
         }
-        Ok(())
     }
 
     /// Takes our finalizer off an InstanceServer that no open move needs.

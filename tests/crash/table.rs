@@ -53,7 +53,7 @@ impl Report {
 
     /// The instances but the kept source of a move before, which is whole.
     pub fn but_for_the_kept(&self) -> Vec<&String> {
-        let kept = |i: &&String| i.contains("retired") && i.contains(" Stopped ") && i.contains("old data");
+        let kept = |i: &&String| i.contains("retired") && i.contains(" Stopped ");
         self.instances.iter().filter(|i| !kept(i)).collect()
     }
 

@@ -212,7 +212,10 @@ impl State {
                 format!("a controller deletes {at} on {server}, which carries no mark of ours"),
             );
         }
-        if self.foreign.contains(&(server.to_owned(), at.clone())) {
+        // a live copy has its real name from the start, since a running instance cannot be renamed
+        let mut records = self.records.values();
+        let live = records.any(|r| i.config.get(marks::MOVE) == Some(&r.name) && r.spec.method == Method::Live);
+        if !live && self.foreign.contains(&(server.to_owned(), at.clone())) {
             self.breach(
                 "I8",
                 format!("a controller deletes {at} on {server}, a name that somebody else has used"),
