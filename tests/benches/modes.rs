@@ -204,8 +204,8 @@ fn report(rows: &[Row], runs: usize) -> String {
     let _ = writeln!(
         text,
         "\nTargets: ratio at most {TIME}, memory of a relay at most {MEMORY} MiB. What Berth does and a hand does not (marks, the\n\
-         guard, the look at what arrived, durable records) takes 0.1 to 0.15 s, whatever the size; of a move that takes 1.6 s\n\
-         in all that is more than a twentieth."
+         guard, the look at what arrived, durable records) takes some 0.1 s, whatever the size; of a move that takes 1.6 s in\n\
+         all that is a twentieth, and chance decides on which side of the target such a row falls."
     );
     text
 }
