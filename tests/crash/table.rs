@@ -12,7 +12,7 @@ use berth_sim::{Fault, World, WriteInfo};
 use tokio::sync::Notify;
 
 use crate::life::{End, live};
-use crate::scenario::{MOVE, NAMESPACE, Scenario};
+use crate::scenario::{FIRST, MOVE, NAMESPACE, Scenario};
 
 /// What happens before a write: the test may change the world, and say what becomes of the write.
 pub type Disturbance = Arc<dyn Fn(&World, &WriteInfo) -> Option<Fault> + Send + Sync>;
@@ -53,7 +53,9 @@ impl Report {
 
     /// The instances but the kept source of a move before, which is whole.
     pub fn but_for_the_kept(&self) -> Vec<&String> {
-        let kept = |i: &&String| i.contains("retired") && i.contains(" Stopped ");
+        // as new as the other only if nobody wrote since
+        let old = |i: &str| i.contains("old data") || i.contains(FIRST);
+        let kept = |i: &&String| i.contains("retired") && i.contains(" Stopped ") && old(i);
         self.instances.iter().filter(|i| !kept(i)).collect()
     }
 

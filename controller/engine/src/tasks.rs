@@ -289,15 +289,11 @@ async fn perform(effect: Effect, server: &dyn Server, (pair, scratch): Means, sh
         Request::Remove => server.remove(at).await?,
         Request::RemoveAnd { target, change, etag } => {
             let other = both(pair, attempted.clone())?.target.server;
-            let removed = async {
-                let operation = server.remove(at).await?;
-                transfer::finished(server, &attempted, &operation, None).await
-            };
-            let (removed, merged) = join(removed, other.patch(&target, &change, &etag)).await;
+            let (removal, merged) = join(server.remove(at), other.patch(&target, &change, &etag)).await;
             if let Err(error) = merged {
                 tracing::debug!(%error, "left for the next look");
             }
-            return removed;
+            removal?
         }
         Request::Relocate(to) => {
             let operation = server.relocate(at, &to).await?;

@@ -212,10 +212,11 @@ impl State {
                 format!("a controller deletes {at} on {server}, which carries no mark of ours"),
             );
         }
-        // a live copy has its real name from the start, since a running instance cannot be renamed
-        let mut records = self.records.values();
-        let live = records.any(|r| i.config.get(marks::MOVE) == Some(&r.name) && r.spec.method == Method::Live);
-        if !live && self.foreign.contains(&(server.to_owned(), at.clone())) {
+        // a live copy has its real name from the start; on the way back a kept source had that before, and made room
+        let back = |r: &Record| r.spec.method == Method::Live && r.spec.onto.is_some();
+        let ours = |r: &Record| i.config.get(marks::MOVE) == Some(&r.name);
+        if !self.records.values().any(|r| back(r) && ours(r)) && self.foreign.contains(&(server.to_owned(), at.clone()))
+        {
             self.breach(
                 "I8",
                 format!("a controller deletes {at} on {server}, a name that somebody else has used"),

@@ -7,7 +7,7 @@ use super::Step;
 use crate::records::RecordError;
 
 /// One InstanceCopy: what is wanted, and how far it is.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct CopyRecord {
     /// Its namespace.
     pub namespace: String,
@@ -78,15 +78,6 @@ mod tests {
     #[test]
     fn a_refresh_that_broke_off_is_not_under_way() {
         let mut record = CopyRecord {
-            namespace: "shop".to_owned(),
-            name: "standby".to_owned(),
-            uid: String::new(),
-            version: String::new(),
-            generation: 1,
-            deleting: false,
-            held: true,
-            requested_at: None,
-            spec: InstanceCopySpec::default(),
             status: InstanceCopyStatus {
                 current: Some(CopyWork {
                     step: Step::Snapshotted.as_str().to_owned(),
@@ -96,6 +87,7 @@ mod tests {
                 }),
                 ..InstanceCopyStatus::default()
             },
+            ..CopyRecord::default()
         };
         let mut says = |reason: Reason, kind: ReasonKind| {
             let list = &mut record.status.conditions;

@@ -1,6 +1,6 @@
 //! Where the source of a copy is.
 
-use berth_api::{InstanceCopySpec, Reason};
+use berth_api::Reason;
 use berth_core::copies::{CopyRecord, Sought, SourcePlacement, sought};
 
 use super::common::{instance, server, world};
@@ -11,20 +11,8 @@ fn a_placement_whose_instance_moves_is_waited_for_though_both_servers_have_it() 
         ("rack-a", server("a", [instance("web")])),
         ("rack-b", server("b", [instance("web")])),
     ]);
-    let mut spec = InstanceCopySpec::default();
-    spec.source.placement = Some("web".to_owned());
-    let record = CopyRecord {
-        namespace: "shop".to_owned(),
-        name: "standby".to_owned(),
-        uid: String::new(),
-        version: String::new(),
-        generation: 1,
-        deleting: false,
-        held: true,
-        requested_at: None,
-        spec,
-        status: Default::default(),
-    };
+    let mut record = CopyRecord::default();
+    record.spec.source.placement = Some("web".to_owned());
     let uuid = instance("web").uuid().map(str::to_owned);
     let placement = SourcePlacement {
         exists: true,
