@@ -17,6 +17,7 @@ berth_tests::suite! {
     ],
     alone: [
         a_daemon_that_is_killed_leaves_its_containers_running,
+        a_daemon_that_crashes_is_started_again_and_told,
         a_host_that_is_killed_boots_again_with_its_data,
         the_api_server_is_killed_and_comes_back,
     ],
@@ -261,6 +262,29 @@ async fn a_daemon_that_is_killed_leaves_its_containers_running(test: Test) {
     assert_ne!(server.daemon_pid().await, before);
     server.wait_counting(&name).await;
     assert_eq!(server.boots(&name).await, 1);
+}
+
+async fn a_daemon_that_crashes_is_started_again_and_told(test: Test) {
+    let server = test.lab().server("l1");
+    let before = server.daemon_pid().await;
+    // not by the lab, which would know of it
+    let mut kill = tokio::process::Command::new("kill");
+    assert!(
+        kill.args(["-ABRT", &before.to_string()])
+            .status()
+            .await
+            .expect("kill runs")
+            .success()
+    );
+    wait_until("another daemon to answer", Duration::from_secs(60), || async {
+        server.get("/1.0").await.is_ok() && server.daemon_pid().await != before
+    })
+    .await;
+    let told = test.lab().take_ends();
+    assert!(
+        told.contains("the daemon of l1 ended by itself") && told.contains("SIGABRT"),
+        "{told}"
+    );
 }
 
 async fn a_host_that_is_killed_boots_again_with_its_data(test: Test) {

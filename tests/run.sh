@@ -53,7 +53,11 @@ run_suite() { # NAME PROGRAM FOLDER: output as one piece, when it is over; a sui
 }
 lane() { # NUMBER: runs suites until there are no more
   close_locks; . "$WORK/lane-$1/env"
-  local name program folder; while read -r name program folder < <(next_suite) && [ -n "$name" ]; do run_suite "$name" "$program" "$folder"; done
+  local name program folder; while read -r name program folder < <(next_suite) && [ -n "$name" ]; do
+    run_suite "$name" "$program" "$folder"
+    # a daemon that crashed is told, also where no test failed of it
+    [ ! -s "$LAB_DIR/ends" ] || { sed "s/^/note: in $name: /" "$LAB_DIR/ends" >>"$WORK/notes"; : >"$LAB_DIR/ends"; }
+  done
 }
 queue() { # the programs that cargo built: NAME PROGRAM FOLDER, those that take longest first, so that no lane ends long after the others
   local order="crashes copies vms crash criu contract modes matrix moves warm late quiet rights apiserver guard overrides changes"

@@ -31,6 +31,7 @@ cable() { # OUTER BRIDGE NETNS INNER [address MAC]: a rebooted node gets new cab
   ip link add "$outer" type veth peer name "$inner" "$@" netns "$ns" && ip link set "$outer" master "$br" up
 }
 node_end() { # all that lives in the node's network; the containers have their own but die with PID 1
+  rm -f "$LAB_DIR/$1.runs"
   local p i; for p in $(ip netns pids "$PFX-$1" 2>/dev/null); do kill -9 "$p" 2>/dev/null; done
   for i in $(seq 250); do [ -n "$(ip netns pids "$PFX-$1" 2>/dev/null)" ] || break; sleep 0.02; done
 }
@@ -44,10 +45,17 @@ daemon_start() { # start a node's daemon and wait until it answers
   [ -n "$(root_of "$n")" ] && bin=/usr/libexec/incus/incusd
   [ "$(kind "$n")" = lxd ] && bin=$LXD
   mkdir -p "$LAB_DIR/$n"
-  in_node "$n" setsid bash "$LAB_DIR/inside.sh" daemon $(vm_shim "$n") "$bin" $debug --logfile "$LAB_DIR/$n.log" </dev/null >>"$LAB_DIR/$n.out" 2>&1 &
+  while :; do
+    in_node "$n" setsid bash "$LAB_DIR/inside.sh" daemon $(vm_shim "$n") "$bin" $debug --logfile "$LAB_DIR/$n.log"
+    i=$? # one that ran and was not stopped is started again, as by systemd on a real host (Restart=on-failure in both products' units)
+    [ -e "$LAB_DIR/$n.runs" ] || break
+    echo "$(date -u +%FT%TZ) the daemon of $n ended by itself ($i): $(grep -E -m 1 -A 8 '^(panic|fatal error|SIG)' "$LAB_DIR/$n.out" | tr -s '\n\t' ' ' | cut -c1-600)" >>"$LAB_DIR/ends"
+    cp "$LAB_DIR/$n.out" "$LAB_DIR/$n.ended.out"; : >"$LAB_DIR/$n.out"
+    sleep 0.1
+  done </dev/null >>"$LAB_DIR/$n.out" 2>&1 &
   echo $! >"$LAB_DIR/$n.parent"
   for i in $(seq 2400); do
-    answers "$n" && return 0
+    answers "$n" && { : >"$LAB_DIR/$n.runs"; return 0; }
     kill -0 "$(cat "$LAB_DIR/$n.parent")" 2>/dev/null || { tail -n 5 "$LAB_DIR/$n.out" >&2; log "the daemon of $n ended"; return 1; }
     sleep 0.05
   done
@@ -63,8 +71,8 @@ daemon_pid() { # as the machine counts it
 }
 daemon_kill() { # NODE [SIGNAL]; waits for the end where the signal ends it
   local p i sig=${2:-KILL}; p=$(daemon_pid "$1") || die "the daemon of $1 does not run"
-  kill "-$sig" "$p"
-  case $sig in STOP|CONT|HUP) return 0;; esac
+  case $sig in STOP|CONT|HUP) kill "-$sig" "$p"; return;; esac
+  rm -f "$LAB_DIR/$1.runs"; kill "-$sig" "$p"
   for i in $(seq 500); do [ -e "/proc/$p" ] || return 0; sleep 0.02; done
   die "the daemon of $1 ($p) did not end on $sig"
 }

@@ -294,10 +294,20 @@ impl Lab {
     /// Copies what the daemons wrote into a folder, for whoever looks at a test that failed.
     pub(crate) fn copy_logs(&self, to: &Path) {
         for server in &self.servers {
-            let log = format!("{}.log", server.name);
-            // a server that never ran wrote nothing
-            let _ = std::fs::copy(self.dir.join(&log), to.join(&log));
+            for kind in ["log", "out", "ended.out"] {
+                let log = format!("{}.{kind}", server.name);
+                // a server that never ran wrote nothing, and few end by themselves
+                let _ = std::fs::copy(self.dir.join(&log), to.join(&log));
+            }
         }
+    }
+
+    /// A line for each daemon that ended by itself so far; forgets them.
+    pub fn take_ends(&self) -> String {
+        let path = self.dir.join("ends");
+        let ends = std::fs::read_to_string(&path).unwrap_or_default();
+        let _ = std::fs::remove_file(&path);
+        ends
     }
 
     /// This machine's address in the servers' network.

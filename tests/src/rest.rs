@@ -1,7 +1,7 @@
 //! A plain HTTP client for a server's unix socket, independent of the product's own client.
 
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use http_body_util::{BodyExt, Full};
 use hyper::body::Bytes;
@@ -11,6 +11,9 @@ use serde_json::Value;
 use tokio::net::UnixStream;
 
 const LIMIT: Duration = Duration::from_secs(90);
+
+/// How long nobody may listen.
+const AWAY: Duration = Duration::from_secs(5);
 
 /// A refusal or a failed operation, in the server's words.
 #[derive(Clone, Debug)]
@@ -34,6 +37,17 @@ fn no_answer(what: &str, error: impl std::fmt::Display) -> ApiError {
     }
 }
 
+/// Connects; waits for a daemon that ended by itself, which its host starts again.
+async fn connect(socket: &Path) -> std::io::Result<UnixStream> {
+    let begun = Instant::now();
+    loop {
+        match UnixStream::connect(socket).await {
+            Err(_) if begun.elapsed() < AWAY => tokio::time::sleep(Duration::from_millis(100)).await,
+            other => return other,
+        }
+    }
+}
+
 /// Sends one request and returns status and body as they are.
 pub(crate) async fn raw(
     socket: &Path,
@@ -44,9 +58,7 @@ pub(crate) async fn raw(
 ) -> Result<(u16, Bytes), ApiError> {
     let what = format!("{method} {path}");
     let exchange = async {
-        let stream = UnixStream::connect(socket)
-            .await
-            .map_err(|error| no_answer(&what, error))?;
+        let stream = connect(socket).await.map_err(|error| no_answer(&what, error))?;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
             .await
             .map_err(|error| no_answer(&what, error))?;
