@@ -268,14 +268,7 @@ async fn a_daemon_that_crashes_is_started_again_and_told(test: Test) {
     let server = test.lab().server("l1");
     let before = server.daemon_pid().await;
     // not by the lab, which would know of it
-    let mut kill = tokio::process::Command::new("kill");
-    assert!(
-        kill.args(["-ABRT", &before.to_string()])
-            .status()
-            .await
-            .expect("kill runs")
-            .success()
-    );
+    server.paste_on_host(&format!("kill -ABRT {before}")).await;
     wait_until("another daemon to answer", Duration::from_secs(60), || async {
         server.get("/1.0").await.is_ok() && server.daemon_pid().await != before
     })

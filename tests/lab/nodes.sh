@@ -40,16 +40,17 @@ host_kill() { # the cables first: a machine that loses power sends neither FIN n
   node_end "$1"; rm -f "$LAB_DIR/$1.holder" "$LAB_DIR/$1.parent"; ip netns del "$PFX-$1" 2>/dev/null; true
 }
 daemon_start() { # start a node's daemon and wait until it answers
-  local n=$1 i debug="" bin=$INCUSD
+  local n=$1 i status words debug="" bin=$INCUSD
   [ "$LAB_DEBUG" = 1 ] && debug=--debug
   [ -n "$(root_of "$n")" ] && bin=/usr/libexec/incus/incusd
   [ "$(kind "$n")" = lxd ] && bin=$LXD
   mkdir -p "$LAB_DIR/$n"
   while :; do
     in_node "$n" setsid bash "$LAB_DIR/inside.sh" daemon $(vm_shim "$n") "$bin" $debug --logfile "$LAB_DIR/$n.log"
-    i=$? # one that ran and was not stopped is started again, as by systemd on a real host (Restart=on-failure in both products' units)
+    status=$? # one that ran and was not stopped is started again, as by systemd on a real host (Restart=on-failure in both products' units)
     [ -e "$LAB_DIR/$n.runs" ] || break
-    echo "$(date -u +%FT%TZ) the daemon of $n ended by itself ($i): $(grep -E -m 1 -A 8 '^(panic|fatal error|SIG)' "$LAB_DIR/$n.out" | tr -s '\n\t' ' ' | cut -c1-600)" >>"$LAB_DIR/ends"
+    words=$(grep -E -m 1 -A 8 '^(panic|fatal error|SIG)' "$LAB_DIR/$n.out" | tr -s '\n\t' ' ' | cut -c1-600)
+    echo "$(date -u +%FT%TZ) the daemon of $n ended by itself ($status): $words" >>"$LAB_DIR/ends"
     cp "$LAB_DIR/$n.out" "$LAB_DIR/$n.ended.out"; : >"$LAB_DIR/$n.out"
     sleep 0.1
   done </dev/null >>"$LAB_DIR/$n.out" 2>&1 &

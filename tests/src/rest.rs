@@ -38,12 +38,12 @@ fn no_answer(what: &str, error: impl std::fmt::Display) -> ApiError {
 }
 
 /// Connects; waits for a daemon that ended by itself, which its host starts again.
-async fn connect(socket: &Path) -> std::io::Result<UnixStream> {
+async fn connect(socket: &Path) -> Result<UnixStream, ApiError> {
     let begun = Instant::now();
     loop {
         match UnixStream::connect(socket).await {
             Err(_) if begun.elapsed() < AWAY => tokio::time::sleep(Duration::from_millis(100)).await,
-            other => return other,
+            other => return other.map_err(|error| no_answer(&format!("connect to {}", socket.display()), error)),
         }
     }
 }
@@ -56,9 +56,18 @@ pub(crate) async fn raw(
     headers: &[(&str, &str)],
     body: Vec<u8>,
 ) -> Result<(u16, Bytes), ApiError> {
+    exchange(connect(socket).await?, method, path, headers, body).await
+}
+
+async fn exchange(
+    stream: UnixStream,
+    method: Method,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: Vec<u8>,
+) -> Result<(u16, Bytes), ApiError> {
     let what = format!("{method} {path}");
     let exchange = async {
-        let stream = connect(socket).await.map_err(|error| no_answer(&what, error))?;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
             .await
             .map_err(|error| no_answer(&what, error))?;
@@ -90,7 +99,9 @@ pub(crate) async fn raw(
 /// A read; made again if its connection broke, as happens on a busy machine.
 async fn read(socket: &Path, path: &str) -> Result<(u16, Bytes), ApiError> {
     for _ in 0..3 {
-        match raw(socket, Method::GET, path, &[], Vec::new()).await {
+        // where nobody listens, `connect` has waited already
+        let stream = connect(socket).await?;
+        match exchange(stream, Method::GET, path, &[], Vec::new()).await {
             Err(error) if error.code == 0 => tokio::time::sleep(Duration::from_millis(200)).await,
             other => return other,
         }
