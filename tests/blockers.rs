@@ -303,9 +303,16 @@ async fn a_pool_with_too_little_room_is_refused_before_the_stop_and_the_fix_take
         ..NewInstance::on_pool("btr")
     };
     let web = subject(&test, "i1", "web", &new).await;
-    // with a quota the server says how large it is
+    // with a quota the server says how large it is, as soon as btrfs has counted
     let root = json!({"type": "disk", "path": "/", "pool": "btr", "size": "1GiB"});
     source.patch(&web.name, json!({"devices": {"root": root}})).await;
+    let path = format!("/1.0/instances/{}/state", web.name);
+    wait_for("its size to be known", SOON, || async {
+        let state = source.get(&path).await.map_err(|error| error.to_string())?;
+        let usage = state["disk"]["root"]["usage"].as_i64().unwrap_or_default();
+        (usage > 128 << 20).then_some(()).ok_or(format!("{usage} bytes"))
+    })
+    .await;
     let _controller = test.controller().await;
     test.wait_in_place(&web.name, "i1", SOON).await;
     test.retarget(&web.name, json!({"server": "i2", "pool": pool})).await;

@@ -563,8 +563,23 @@ async fn a_target_whose_disk_is_full_leaves_the_instance_running_where_it_was(te
         &[&web.name, "i2"],
     )
     .await;
+    // from there on it looks at the room alone, and says so
+    let object = test
+        .wait_ready("InstancePlacement", &web.name, "False/InsufficientSpace", SOON)
+        .await;
+    says(&object, &[&pool, "were free", "are now"]);
+    assert!(condition(&object, "Stalled").is_some(), "{object:#}");
+    let tried = test.moves(&web.name).await.len();
+    test.ask_again("InstancePlacement", &web.name, &test.unique("now"))
+        .await;
+    wait_for("another try, since somebody asked", SOON, || async {
+        let moves = test.moves(&web.name).await;
+        let ended = moves.iter().filter(|m| m["status"]["outcome"] == "Undone").count();
+        (ended > tried).then_some(()).ok_or(format!("{moves:#?}"))
+    })
+    .await;
     test.retarget(&web.name, json!({"pool": "default"})).await;
-    intact(&test, &web, "i2", 3..=4).await;
+    intact(&test, &web, "i2", 4..=6).await;
     let path = format!("/1.0/storage-pools/{pool}");
     let gone = target.call("DELETE", &path, Value::Null).await;
     gone.unwrap_or_else(|error| panic!("{error}"));

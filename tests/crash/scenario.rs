@@ -487,6 +487,7 @@ impl Scenario {
                 snapshots: Snapshots::Include,
                 stop: self.stop,
                 estimate: None,
+                target_free: None,
                 inputs: None,
                 warm: Some(self.warm),
                 live: self.live,

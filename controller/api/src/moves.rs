@@ -40,7 +40,7 @@ use crate::{
 #[x_kube(
     validation = Rule::new(schema::same(&["placement", "placementUID", "attempt", "planDigest", "method", "guard", "transfer", "instanceType", "powerAfter", "snapshots", "stop", "keepSource"]))
         .message("the spec of an InstanceMove is the plan that was decided and cannot be changed, but for cancel: change the InstancePlacement"),
-    validation = Rule::new(schema::same_optional(&["generation", "warm", "live", "timeout", "dropped", "estimate", "inputs", "onto"]))
+    validation = Rule::new(schema::same_optional(&["generation", "warm", "live", "timeout", "dropped", "estimate", "inputs", "targetFree", "onto"]))
         .message("the spec of an InstanceMove is the plan that was decided and cannot be changed, but for cancel: change the InstancePlacement"),
     validation = Rule::new(schema::same(&["from", "to"]))
         .message("from and to of an InstanceMove cannot be changed: change spec.target of the InstancePlacement"),
@@ -105,6 +105,11 @@ pub struct InstanceMoveSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 80))]
     pub inputs: Option<String>,
+    /// Bytes that were free on the target's pool when it was decided: if the data fill it, they are not sent again before
+    /// more are free. Absent: the server does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
+    pub target_free: Option<i64>,
     /// Changes to the configuration, resolved.
     #[serde(default, skip_serializing_if = "Overrides::is_empty")]
     pub overrides: Overrides,
@@ -443,6 +448,10 @@ pub struct UndoCause {
     /// Why, in a sentence.
     #[schemars(length(max = 4096))]
     pub message: String,
+    /// What a person can do, as a command where there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 4096))]
+    pub fix: Option<String>,
     /// Whether a person asked for it (`cancel`): the outcome is then Cancelled.
     #[serde(default, skip_serializing_if = "is_false")]
     pub cancelled: bool,

@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use berth_api::moves::{Precopy, Round, UndoCause};
+use berth_api::moves::{MoveError, Precopy, Round, UndoCause};
 use berth_api::placement::{PlanMethod, Rejected};
-use berth_api::{GoDuration, InstanceMoveStatus, Method, MicroTime, Outcome, Reason, Snapshots, Step};
-use berth_core::model::{InstanceKind, Pool, ServerFacts};
+use berth_api::{GoDuration, InstanceMoveStatus, Method, MicroTime, Outcome, Reason, Snapshots, Step, Transfer};
+use berth_core::model::{Contents, InstanceKind, Pool, ServerFacts};
 use berth_core::plan::{Decision, Desired, Verdict, World, plan};
 use berth_core::records::Record;
 use berth_core::status;
@@ -193,6 +193,7 @@ fn undone(d: &Desired, w: &World, reason: Reason) -> Record {
         undo: Some(UndoCause {
             reason: reason.as_str().to_owned(),
             message: "it did not work".to_owned(),
+            fix: Some("mend it".to_owned()),
             cancelled: false,
         }),
         ..Default::default()
@@ -250,6 +251,84 @@ fn a_failure_of_a_link_or_a_wish_is_none_of_the_method() {
         status::remember(&mut d.status, &record, d.generation);
         assert!(d.status.failed_methods.is_empty(), "{reason}");
     }
+}
+
+#[test]
+fn why_a_move_was_undone_stays_said_whatever_else_goes_wrong_meanwhile() {
+    let (mut d, mut w) = ready("dir");
+    let mut record = undone(&d, &w, Reason::ServerUnreachable);
+    record.status.last_error = Some(MoveError {
+        reason: Reason::MoveFailed.as_str().to_owned(),
+        message: "Instance is busy running a \"migrate\" operation".to_owned(),
+        fix: None,
+        at: Some(MicroTime(now())),
+        attempts: 1,
+    });
+    status::remember(&mut d.status, &record, d.generation);
+    w.records = vec![record];
+    let Decision::Wait { reason, message, .. } = plan(&d, &w, now()).decision else {
+        panic!()
+    };
+    assert_eq!(reason, Reason::MoveFailed);
+    assert!(
+        message.contains("was undone: it did not work; mend it; tried again at"),
+        "{message}"
+    );
+}
+
+#[test]
+fn an_instance_is_not_stopped_again_for_a_pool_that_its_last_move_filled_until_there_is_more_room() {
+    const MIB: i64 = 1 << 20;
+    let free = |w: &mut World, free: Option<i64>| {
+        w.contents = Some(Contents {
+            free,
+            ..Contents::default()
+        });
+    };
+    let (mut d, mut w) = ready("dir");
+    free(&mut w, Some(100 * MIB));
+    let record = undone(&d, &w, Reason::InsufficientSpace);
+    assert_eq!(record.spec.target_free, Some(100 * MIB));
+    status::remember(&mut d.status, &record, d.generation);
+    w.records = vec![record];
+    d.status.retry_at = None;
+
+    free(&mut w, Some(105 * MIB));
+    let verdict = plan(&d, &w, now());
+    let shown = verdict.plan.as_ref().map_or(0, |p| p.blockers.len());
+    assert_eq!(shown, 1, "{:?}", verdict.plan);
+    let Decision::Blocked(blockers) = verdict.decision else {
+        panic!()
+    };
+    assert_eq!(blockers[0].reason, Reason::InsufficientSpace);
+    assert_eq!(
+        blockers[0].message,
+        "it did not work: 100 MiB were free, and 105 MiB are now"
+    );
+    let fix = blockers[0].fix.clone().unwrap_or_default();
+    assert!(
+        fix.contains("on rack-b: incus storage info default") && fix.contains("requestedAt"),
+        "{fix}"
+    );
+
+    let moves = |d: &Desired, w: &World| matches!(plan(d, w, now()).decision, Decision::Move(_));
+    for room in [Some(106 * MIB), None] {
+        free(&mut w, room);
+        assert!(moves(&d, &w), "more room, or none that is known: {room:?}");
+    }
+    free(&mut w, Some(100 * MIB));
+    let mut changed = d.clone();
+    changed.generation += 1;
+    assert!(moves(&changed, &w), "somebody changed the placement");
+    let mut backup = w.clone();
+    backup.records[0].spec.transfer = Transfer::Backup;
+    assert!(moves(&d, &backup), "the backup was too much for the scratch folder");
+    let mut elsewhere = w.clone();
+    elsewhere.records[0].spec.to.pool = Some("other".to_owned());
+    assert!(moves(&d, &elsewhere), "another pool was filled");
+    d.requested_at = Some("1".to_owned());
+    d.handle_request();
+    assert!(moves(&d, &w), "somebody asked for another try");
 }
 
 #[test]

@@ -402,6 +402,7 @@ impl Engine {
         self.book.put(driven.record.clone());
         if driven.record.finished() {
             self.registry.learn(&driven.record);
+            self.sizes.forget(&driven.record.spec.from);
             // slots are free again, and the instance can be claimed where it is now
             self.say_admissible();
             self.say_placements(self.placements.rivals(placement));

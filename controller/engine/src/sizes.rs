@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use berth_api::moves::MoveEnd;
 use berth_api::placement::PlanMethod;
 use berth_core::plan::{Located, Verdict};
 use berth_core::server::Server;
@@ -44,6 +45,13 @@ impl Sizes {
         let known = lock(&self.known);
         let fresh = known.get(&key(located)?).is_some_and(|(at, _)| at.elapsed() < KEPT);
         (method != PlanMethod::InPlace && !fresh).then(|| located.clone())
+    }
+
+    /// A move of the instance is over: the next one asks anew. A pool that counts late (btrfs, after a write) would else make
+    /// the same mistake again.
+    pub fn forget(&self, from: &MoveEnd) {
+        let uuid = from.uuid.clone().unwrap_or_default();
+        lock(&self.known).remove(&(from.fingerprint.clone(), uuid));
     }
 
     /// Asks for a size. A server that does not say is not asked again for a while.

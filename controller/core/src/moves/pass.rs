@@ -223,6 +223,7 @@ impl<'a> Pass<'a> {
         self.record.status.undo = Some(UndoCause {
             reason: reason.as_str().to_owned(),
             message: message.clone(),
+            fix: fix.clone(),
             cancelled,
         });
         self.note(reason, message, fix);

@@ -84,6 +84,7 @@ pub(super) fn build(desired: &Desired, located: &Located, world: &World, facts: 
         },
         dropped: dropped.keys,
         estimate,
+        target_free: world.contents.as_ref().and_then(|c| c.free),
         onto,
         inputs: (method != Method::Cold).then_some(inputs),
         warm: (method == Method::Warm).then_some(desired.spec.warm),

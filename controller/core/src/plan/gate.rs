@@ -128,7 +128,7 @@ fn needs_attention(record: &Record) -> Gate {
 }
 
 /// Whether a finished move still counts: a new generation or a new request forgets what happened.
-fn remembered(desired: &Desired, record: &Record) -> bool {
+pub(super) fn remembered(desired: &Desired, record: &Record) -> bool {
     let summary = desired.status.moves.iter().find(|m| m.name == record.name);
     summary.and_then(|s| s.generation) == Some(desired.generation)
 }
@@ -176,9 +176,14 @@ pub(super) fn history(desired: &Desired, world: &World, now: Timestamp) -> Gate 
             let Some(at) = desired.status.retry_at.as_ref().filter(|t| t.0 > now) else {
                 return Ok(());
             };
-            let error = last.status.last_error.as_ref();
-            let message = error.map_or("", |e| e.message.as_str());
-            let fix = error.and_then(|e| e.fix.as_ref());
+            // what went wrong while it was undone is not why
+            let undo = last.status.undo.as_ref().filter(|u| !u.message.is_empty());
+            let undo = undo.map(|u| (u.message.as_str(), u.fix.as_ref()));
+            let error = || {
+                let error = last.status.last_error.as_ref()?;
+                Some((error.message.as_str(), error.fix.as_ref()))
+            };
+            let (message, fix) = undo.or_else(error).unwrap_or_default();
             let fix = fix.map(|f| format!("; {f}")).unwrap_or_default();
             let text = format!(
                 "move {} was undone: {message}{fix}; tried again at {}",
@@ -220,11 +225,15 @@ fn forgotten(desired: &Desired) -> Gate {
 
 fn cancelled(desired: &Desired, record: &str) -> Gate {
     let message = format!("move {record} was cancelled; change the spec or request a reconcile to move again");
-    let fix = format!(
+    blocked(Reason::MoveCancelled, message, Some(request(desired)))
+}
+
+/// The command that asks for another try.
+pub(super) fn request(desired: &Desired) -> String {
+    format!(
         "kubectl annotate --overwrite iplace -n {} {} reconcile.fluxcd.io/requestedAt=\"$(date +%s)\"",
         desired.namespace, desired.name
-    );
-    blocked(Reason::MoveCancelled, message, Some(fix))
+    )
 }
 
 /// A plan that waits for its digest.

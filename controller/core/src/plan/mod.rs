@@ -219,6 +219,10 @@ fn decide(desired: &Desired, world: &World, now: Timestamp, verdict: &mut Verdic
     }
     gate::policy(desired, verdict)?;
     gate::history(desired, world, now)?;
+    if let Some(blocker) = preflight::filled(desired, world, &built.spec.to, facts) {
+        build::show(verdict, std::slice::from_ref(&blocker));
+        return Err(Decision::Blocked(vec![blocker]));
+    }
     gate::approval(desired, verdict)?;
     gate::windows(desired, built.spec.method, verdict, now)?;
     built.leaves?;

@@ -149,6 +149,7 @@ fn ended(criu: Option<&str>, at: &str) -> Record {
     let undo = criu.map(|message| UndoCause {
         reason: Reason::CriuMissing.as_str().to_owned(),
         message: message.to_owned(),
+        fix: None,
         cancelled: false,
     });
     Record {

@@ -9,7 +9,7 @@ mod space;
 
 use berth_api::{Location, Reason};
 pub(super) use notes::notes;
-pub(super) use space::space;
+pub(super) use space::{filled, space};
 
 use super::Blocker;
 use super::build::from_location;

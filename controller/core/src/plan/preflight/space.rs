@@ -1,10 +1,14 @@
 //! Room on the target's pool. Too little is refused while the instance still runs; what is not known refuses nothing.
 
-use berth_api::moves::Onto;
-use berth_api::{Reason, Snapshots, Transfer};
+use berth_api::moves::{MoveEnd, Onto};
+use berth_api::{Outcome, Reason, Snapshots, Transfer};
 
-use crate::plan::Blocker;
+use crate::model::ServerFacts;
 use crate::plan::methods::Case;
+use crate::plan::{Blocker, Desired, World, gate};
+
+/// A pool that was filled has more room once this part of what was free has been added; less comes and goes by itself.
+const MORE: i64 = 20;
 
 /// What the pool has too little room for, if that is known; and what a person should know of room, although nothing stands
 /// against the move.
@@ -26,7 +30,11 @@ pub(in crate::plan) fn space(case: &Case<'_>, onto: Option<&Onto>) -> (Option<Bl
             mebibytes(size)
         );
         return (
-            Some(Blocker::new(Reason::InsufficientSpace, message, Some(fix(case, pool)))),
+            Some(Blocker::new(
+                Reason::InsufficientSpace,
+                message,
+                Some(fix(case.desired, (server, pool), case.target)),
+            )),
             None,
         );
     }
@@ -44,24 +52,48 @@ pub(in crate::plan) fn space(case: &Case<'_>, onto: Option<&Onto>) -> (Option<Bl
             mebibytes(all),
             mebibytes(free)
         );
-        Blocker::new(Reason::InsufficientSpace, message, Some(fix(case, pool)))
+        Blocker::new(Reason::InsufficientSpace, message, Some(fix(case.desired, (server, pool), case.target)))
     });
     (None, note)
 }
 
-fn fix(case: &Case<'_>, pool: &str) -> String {
-    let server = &case.to.server;
-    let other = case.target.pools.iter().find(|p| p.name != pool);
+/// The last move filled the target's pool, and there is hardly more room now than there was: whoever stops the instance
+/// again only makes it stand still again. A new generation or a new request asks for another try all the same.
+pub(in crate::plan) fn filled(desired: &Desired, world: &World, to: &MoveEnd, target: &ServerFacts) -> Option<Blocker> {
+    let last = world.records.iter().max_by_key(|r| r.spec.attempt)?;
+    let undo = last.status.undo.as_ref()?;
+    let end = |end: &MoveEnd| (end.fingerprint.clone(), end.member.clone(), end.pool.clone());
+    let same = end(&last.spec.to) == end(to);
+    // a backup may have been too much for the controller's own folder
+    let full = undo.reason == Reason::InsufficientSpace.as_str() && last.spec.transfer != Transfer::Backup;
+    let undone = last.status.outcome() == Some(Outcome::Undone) && gate::remembered(desired, last);
+    let (then, now) = (last.spec.target_free?, world.contents.as_ref()?.free?);
+    if !(same && full && undone) || now > then.saturating_add(then / MORE) {
+        return None;
+    }
+    let (then, now) = (mebibytes(then), mebibytes(now));
+    let message = format!("{}: {then} were free, and {now} are now", undo.message);
+    let place = (to.server.as_str(), to.pool.as_deref().unwrap_or_default());
+    let fix = format!(
+        "{}, or try it as it is: {}",
+        fix(desired, place, target),
+        gate::request(desired)
+    );
+    Some(Blocker::new(Reason::InsufficientSpace, message, Some(fix)))
+}
+
+fn fix(desired: &Desired, (server, pool): (&str, &str), target: &ServerFacts) -> String {
+    let other = target.pools.iter().find(|p| p.name != pool);
     let other = other.map(|p| {
         format!(
             "kubectl patch iplace -n {} {} --type merge -p '{{\"spec\":{{\"target\":{{\"pool\":\"{}\"}}}}}}', or ",
-            case.desired.namespace, case.desired.name, p.name
+            desired.namespace, desired.name, p.name
         )
     });
     format!(
         "{}free or add room, on {server}: {} storage info {pool}",
         other.unwrap_or_default(),
-        case.target.product.cli()
+        target.product.cli()
     )
 }
 
