@@ -8,7 +8,7 @@ use jiff::{SignedDuration, Timestamp, Unit};
 
 use crate::model::InstanceKind;
 use crate::moves::{is_restart, trouble};
-use crate::plan::{Decision, Desired, Located, Verdict, location};
+use crate::plan::{Decision, Desired, Located, Verdict, location, with_fix};
 use crate::records::Record;
 
 /// How long the source's server may be silent after the start before the placement counts as placed without it.
@@ -57,8 +57,7 @@ pub fn resting(
         Decision::InSync => (Reason::InPlace, in_place(verdict.located.as_ref())),
         Decision::Wait { reason, message, .. } => (*reason, message.clone()),
         Decision::Blocked(blockers) => blockers.first().map_or((Reason::NeedsAttention, String::new()), |b| {
-            let fix = b.fix.as_ref().map(|f| format!("; {f}")).unwrap_or_default();
-            (b.reason, format!("{}{fix}", b.message))
+            (b.reason, with_fix(&b.message, b.fix.as_deref()))
         }),
         Decision::Repair { at, .. } => (
             Reason::StaleMarks,
@@ -257,8 +256,7 @@ fn story(record: &Record) -> (Reason, String) {
         let pending = told.and_then(|e| Some((Reason::parse(&e.reason)?, e)));
         return match pending {
             Some((reason @ (Reason::StopPending | Reason::NeedsAttention), e)) => {
-                let fix = e.fix.as_ref().map(|fix| format!("; {fix}")).unwrap_or_default();
-                (reason, format!("{}{fix}", e.message))
+                (reason, with_fix(&e.message, e.fix.as_deref()))
             }
             Some(_) | None => (reason, format!("{what} is being undone: {}", undo.message)),
         };

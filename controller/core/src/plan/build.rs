@@ -177,11 +177,12 @@ pub(super) fn in_place(
     }
 }
 
-/// Adds to a plan what stands against it.
-pub(super) fn show(verdict: &mut Verdict, blockers: &[Blocker]) {
+/// Adds to a plan what stands against it; that is what follows.
+pub(super) fn refuse(verdict: &mut Verdict, blocker: Blocker) -> Decision {
     if let Some(plan) = verdict.plan.as_mut() {
-        plan.blockers.extend(blockers.iter().map(shown));
+        plan.blockers.push(shown(&blocker));
     }
+    Decision::Blocked(vec![blocker])
 }
 
 /// The record of a stop, a change of the configuration and a start where the instance is.

@@ -105,7 +105,7 @@ pub(super) fn unknown_there(located: &Located, target: &ServerFacts, world: &Wor
 
 /// What the last attempt at the same target found out about it.
 fn learned(target: &ServerFacts, world: &World) -> BTreeSet<String> {
-    let last = world.records.iter().max_by_key(|r| r.spec.attempt);
+    let last = world.last_attempt();
     let same =
         last.filter(|r| r.status.outcome() == Some(Outcome::Undone) && r.spec.to.fingerprint == target.fingerprint);
     let keys = same.map(|r| r.spec.dropped.iter().chain(&r.status.refused_key).cloned());

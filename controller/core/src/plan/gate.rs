@@ -6,7 +6,7 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::identify::holder;
 use super::world::{Desired, Located, World};
-use super::{Blocker, Decision, Verdict, wait};
+use super::{Blocker, Decision, Verdict, wait, with_fix};
 use crate::marks;
 use crate::model::MemberStatus;
 use crate::moves::is_restart;
@@ -166,7 +166,7 @@ pub(super) fn policy(desired: &Desired, verdict: &Verdict) -> Gate {
 
 /// How the last move ended.
 pub(super) fn history(desired: &Desired, world: &World, now: Timestamp) -> Gate {
-    let Some(last) = world.records.iter().max_by_key(|r| r.spec.attempt) else {
+    let Some(last) = world.last_attempt() else {
         return forgotten(desired);
     };
     match last.status.outcome() {
@@ -178,15 +178,16 @@ pub(super) fn history(desired: &Desired, world: &World, now: Timestamp) -> Gate 
             };
             // what went wrong while it was undone is not why
             let undo = last.status.undo.as_ref().filter(|u| !u.message.is_empty());
-            let undo = undo.map(|u| (u.message.as_str(), u.fix.as_ref()));
+            let undo = undo.map(|u| with_fix(&u.message, u.fix.as_deref()));
             let error = || {
-                let error = last.status.last_error.as_ref()?;
-                Some((error.message.as_str(), error.fix.as_ref()))
+                last.status
+                    .last_error
+                    .as_ref()
+                    .map(|e| with_fix(&e.message, e.fix.as_deref()))
             };
-            let (message, fix) = undo.or_else(error).unwrap_or_default();
-            let fix = fix.map(|f| format!("; {f}")).unwrap_or_default();
+            let why = undo.or_else(error).unwrap_or_default();
             let text = format!(
-                "move {} was undone: {message}{fix}; tried again at {}",
+                "move {} was undone: {why}; tried again at {}",
                 last.name,
                 at.0.round(jiff::Unit::Second).unwrap_or(at.0)
             );
@@ -197,7 +198,7 @@ pub(super) fn history(desired: &Desired, world: &World, now: Timestamp) -> Gate 
 
 /// An instance is not stopped again and again for a change that its server refuses.
 pub(super) fn refused(desired: &Desired, world: &World) -> Gate {
-    let last = world.records.iter().max_by_key(|r| r.spec.attempt);
+    let last = world.last_attempt();
     let Some(last) = last.filter(|r| is_restart(r) && r.status.outcome() == Some(Outcome::Undone)) else {
         return Ok(());
     };
@@ -225,15 +226,7 @@ fn forgotten(desired: &Desired) -> Gate {
 
 fn cancelled(desired: &Desired, record: &str) -> Gate {
     let message = format!("move {record} was cancelled; change the spec or request a reconcile to move again");
-    blocked(Reason::MoveCancelled, message, Some(request(desired)))
-}
-
-/// The command that asks for another try.
-pub(super) fn request(desired: &Desired) -> String {
-    format!(
-        "kubectl annotate --overwrite iplace -n {} {} reconcile.fluxcd.io/requestedAt=\"$(date +%s)\"",
-        desired.namespace, desired.name
-    )
+    blocked(Reason::MoveCancelled, message, Some(desired.request_command()))
 }
 
 /// A plan that waits for its digest.

@@ -212,8 +212,7 @@ fn restart(
         );
         let message = format!("{what}, and spec.methods does not allow one");
         let blocker = Blocker::new(Reason::MethodImpossible, message, Some(fix));
-        build::show(verdict, std::slice::from_ref(&blocker));
-        return Err(Decision::Blocked(vec![blocker]));
+        return Err(build::refuse(verdict, blocker));
     }
     gate::refused(desired, world)?;
     gate::history(desired, world, now)?;

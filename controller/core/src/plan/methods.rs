@@ -195,11 +195,7 @@ fn failed_before(case: &Case<'_>, method: Method) -> Option<(Rejected, Timestamp
         return None;
     }
     let at = failed.at.0.round(Unit::Second).unwrap_or(failed.at.0);
-    let desired = case.desired;
-    let fix = format!(
-        "to try it again before {until}: kubectl annotate --overwrite iplace -n {} {} reconcile.fluxcd.io/requestedAt=\"$(date +%s)\"",
-        desired.namespace, desired.name
-    );
+    let fix = format!("to try it again before {until}: {}", case.desired.request_command());
     let why = Rejected {
         method,
         reason: failed.reason.clone(),

@@ -131,6 +131,11 @@ pub fn repaired(instance: &Instance) -> Definition {
     definition
 }
 
+/// What is wrong and what mends it, in one sentence.
+pub(crate) fn with_fix(message: &str, fix: Option<&str>) -> String {
+    fix.map_or_else(|| message.to_owned(), |fix| format!("{message}; {fix}"))
+}
+
 fn wait(reason: Reason, message: impl Into<String>, until: Option<Timestamp>) -> Decision {
     Decision::Wait {
         reason,
@@ -211,8 +216,8 @@ fn decide(desired: &Desired, world: &World, now: Timestamp, verdict: &mut Verdic
     let built = build::build(desired, &located, world, facts, now);
     verdict.plan = Some(built.plan);
     if let (Some(until), [blocker]) = (built.until, built.blockers.as_slice()) {
-        let fix = blocker.fix.as_ref().map(|f| format!("; {f}")).unwrap_or_default();
-        return Err(wait(blocker.reason, format!("{}{fix}", blocker.message), Some(until)));
+        let why = with_fix(&blocker.message, blocker.fix.as_deref());
+        return Err(wait(blocker.reason, why, Some(until)));
     }
     if !built.blockers.is_empty() {
         return Err(Decision::Blocked(built.blockers));
@@ -220,8 +225,7 @@ fn decide(desired: &Desired, world: &World, now: Timestamp, verdict: &mut Verdic
     gate::policy(desired, verdict)?;
     gate::history(desired, world, now)?;
     if let Some(blocker) = preflight::filled(desired, world, &built.spec.to, facts) {
-        build::show(verdict, std::slice::from_ref(&blocker));
-        return Err(Decision::Blocked(vec![blocker]));
+        return Err(build::refuse(verdict, blocker));
     }
     gate::approval(desired, verdict)?;
     gate::windows(desired, built.spec.method, verdict, now)?;

@@ -6,7 +6,6 @@ use berth_api::{Location, Reason, Snapshots, Transfer, TransferMode};
 use super::world::{Desired, Located, ServerView, World};
 use super::{Blocker, Reach, dropped};
 use crate::model::{Capability, Product, Project, ServerFacts};
-use crate::records::Record;
 
 /// In the order in which they are tried.
 const ORDER: [Transfer; 4] = [Transfer::Pull, Transfer::Push, Transfer::Relay, Transfer::Backup];
@@ -78,7 +77,7 @@ impl Road<'_> {
 
     /// The way of the last attempt, if it was undone because one server did not reach the other.
     fn last_failure(&self) -> Option<Transfer> {
-        let last: &Record = self.world.records.iter().max_by_key(|r| r.spec.attempt)?;
+        let last = self.world.last_attempt()?;
         let same = last.spec.from.server == self.located.server && last.spec.to.server == self.to.server;
         let undone = last.status.undo.as_ref().filter(|_| last.finished() && same)?;
         (undone.reason == Reason::PeerUnreachable.as_str()).then_some(last.spec.transfer)

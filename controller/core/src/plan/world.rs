@@ -71,6 +71,14 @@ impl Desired {
         present(&self.spec.instance.uuid).or_else(bound)
     }
 
+    /// The command that asks for another try.
+    pub(super) fn request_command(&self) -> String {
+        format!(
+            "kubectl annotate --overwrite iplace -n {} {} reconcile.fluxcd.io/requestedAt=\"$(date +%s)\"",
+            self.namespace, self.name
+        )
+    }
+
     /// Answers a new `requestedAt`: what failed is tried again now, what was given up is looked at afresh. Says whether
     /// there was one.
     pub fn handle_request(&mut self) -> bool {
@@ -118,6 +126,13 @@ pub struct World {
     pub tried: Option<Tried>,
     /// Whether the controller can keep a backup on its way.
     pub scratch: bool,
+}
+
+impl World {
+    /// The newest attempt of this placement.
+    pub(super) fn last_attempt(&self) -> Option<&Record> {
+        self.records.iter().max_by_key(|r| r.spec.attempt)
+    }
 }
 
 /// One server as it is known now.

@@ -55,10 +55,10 @@ impl Check<'_> {
             if until <= now {
                 continue;
             }
-            let (namespace, name) = (&self.case.desired.namespace, &self.case.desired.name);
             let fix = format!(
-                "{}; then, before {until}: kubectl annotate --overwrite iplace -n {namespace} {name} reconcile.fluxcd.io/requestedAt=\"$(date +%s)\"",
-                how_to_install(server, facts.product)
+                "{}; then, before {until}: {}",
+                how_to_install(server, facts.product),
+                self.case.desired.request_command()
             );
             let message = format!("as a move at {at} was told: {words}");
             self.refuse(Reason::CriuMissing, message, fix);

@@ -23,20 +23,17 @@ pub(in crate::plan) fn space(case: &Case<'_>, onto: Option<&Onto>) -> (Option<Bl
         return (None, None);
     };
     let (server, at) = (&case.to.server, case.located.at());
+    let refused = |message| {
+        let fix = fix(case.desired, (server, pool), case.target);
+        Blocker::new(Reason::InsufficientSpace, message, Some(fix))
+    };
     if free < size {
         let message = format!(
             "pool {pool} of {server} has {} free, and {at} takes {}",
             mebibytes(free),
             mebibytes(size)
         );
-        return (
-            Some(Blocker::new(
-                Reason::InsufficientSpace,
-                message,
-                Some(fix(case.desired, (server, pool), case.target)),
-            )),
-            None,
-        );
+        return (Some(refused(message)), None);
     }
     let travel = case.desired.spec.snapshots == Snapshots::Include;
     let snapshots = contents.filter(|_| travel).map_or(0, |c| c.snapshots.len());
@@ -52,7 +49,7 @@ pub(in crate::plan) fn space(case: &Case<'_>, onto: Option<&Onto>) -> (Option<Bl
             mebibytes(all),
             mebibytes(free)
         );
-        Blocker::new(Reason::InsufficientSpace, message, Some(fix(case.desired, (server, pool), case.target)))
+        refused(message)
     });
     (None, note)
 }
@@ -60,10 +57,10 @@ pub(in crate::plan) fn space(case: &Case<'_>, onto: Option<&Onto>) -> (Option<Bl
 /// The last move filled the target's pool, and there is hardly more room now than there was: whoever stops the instance
 /// again only makes it stand still again. A new generation or a new request asks for another try all the same.
 pub(in crate::plan) fn filled(desired: &Desired, world: &World, to: &MoveEnd, target: &ServerFacts) -> Option<Blocker> {
-    let last = world.records.iter().max_by_key(|r| r.spec.attempt)?;
+    let last = world.last_attempt()?;
     let undo = last.status.undo.as_ref()?;
-    let end = |end: &MoveEnd| (end.fingerprint.clone(), end.member.clone(), end.pool.clone());
-    let same = end(&last.spec.to) == end(to);
+    let there = &last.spec.to;
+    let same = (&there.fingerprint, &there.member, &there.pool) == (&to.fingerprint, &to.member, &to.pool);
     // a backup may have been too much for the controller's own folder
     let full = undo.reason == Reason::InsufficientSpace.as_str() && last.spec.transfer != Transfer::Backup;
     let undone = last.status.outcome() == Some(Outcome::Undone) && gate::remembered(desired, last);
@@ -77,7 +74,7 @@ pub(in crate::plan) fn filled(desired: &Desired, world: &World, to: &MoveEnd, ta
     let fix = format!(
         "{}, or try it as it is: {}",
         fix(desired, place, target),
-        gate::request(desired)
+        desired.request_command()
     );
     Some(Blocker::new(Reason::InsufficientSpace, message, Some(fix)))
 }
